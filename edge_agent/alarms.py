@@ -1,0 +1,255 @@
+"""Scores in, alarm transitions out: the state machine as a table (ISA-18.2 words).
+
+    ratios ─► vote k of n ─► raise held on_delay_s ──► condition on ─┐
+              none of n at or above limit*(1-deadband)               ├─► TABLE ─► next state, event
+              held off_delay_s ──────────────────────► condition off ┘
+    ack, reset, shelve, unshelve (a person) and expiry (the clock) ──┘
+
+Pure: time and identity come in as arguments, `step` and `command` return the next value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+NORM, UNACK, ACKED, RTNUN, LATCHED, SHLVD = "NORM", "UNACK", "ACKED", "RTNUN", "LATCHED", "SHLVD"
+STATES = (NORM, UNACK, ACKED, RTNUN, LATCHED, SHLVD)
+WARNING, ALARM = "warning", "alarm"
+
+#: (state, input) -> (next state, event type). Inputs that a state does not list change nothing; a
+#: command that a state does not list is refused. "return" is split by policy, "expire" and
+#: "unshelve" by whether the condition holds.
+TABLE: dict[tuple[str, str], tuple[str, str]] = {
+    (NORM, "raise"): (UNACK, "new"),
+    (UNACK, "severity"): (UNACK, "update"),
+    (ACKED, "severity"): (ACKED, "update"),
+    (UNACK, "ack"): (ACKED, "update"),
+    (UNACK, "return_latching"): (LATCHED, "update"),
+    (ACKED, "return_latching"): (LATCHED, "update"),
+    (UNACK, "return_require_ack"): (RTNUN, "update"),
+    (ACKED, "return_require_ack"): (NORM, "end"),
+    (UNACK, "return_plain"): (NORM, "end"),
+    (ACKED, "return_plain"): (NORM, "end"),
+    (RTNUN, "ack"): (NORM, "end"),
+    (LATCHED, "reset"): (NORM, "end"),
+    (RTNUN, "raise"): (UNACK, "update"),
+    (LATCHED, "raise"): (UNACK, "update"),
+    **{(state, "shelve"): (SHLVD, "update") for state in STATES},
+    (SHLVD, "expire_raised"): (UNACK, "new"),
+    (SHLVD, "expire_normal"): (NORM, "end"),
+}
+
+COMMANDS = ("ack", "reset", "shelve", "unshelve")
+
+
+@dataclass(frozen=True)
+class AlarmPolicy:
+    """When an alarm comes and goes. Ratios are score / threshold, delays in s of event time.
+
+    vote     : (k, n): at least k of the last n scored windows at or above warning_ratio
+    deadband : share of the limit that the ratio must fall below it to return
+    """
+
+    vote: tuple[int, int] = (3, 5)
+    on_delay_s: float = 0.0
+    off_delay_s: float = 0.0
+    deadband: float = 0.1
+    warning_ratio: float = 1.0
+    alarm_ratio: float = 1.5
+    latching: bool = False
+    require_ack: bool = False
+
+    def __post_init__(self) -> None:
+        k, n = self.vote
+        _check("vote", self.vote, 1 <= k <= n <= 100, "[k, n] with 1 <= k <= n <= 100")
+        for name in ("on_delay_s", "off_delay_s"):
+            value = getattr(self, name)
+            _check(name, value, 0 <= value <= 1e6, "0 to 1e6 s")
+        _check("deadband", self.deadband, 0 <= self.deadband <= 0.9, "0 to 0.9 of the limit")
+        _check("warning_ratio", self.warning_ratio, 0 < self.warning_ratio <= 1e6, "above 0, at most 1e6")
+        _check(
+            "alarm_ratio",
+            self.alarm_ratio,
+            self.warning_ratio <= self.alarm_ratio <= 1e6,
+            f"at least warning_ratio ({self.warning_ratio:g}), at most 1e6",
+        )
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One sensor's alarm, whole: what a restart needs to go on.
+
+    ratios       : of the last n scored windows, oldest first
+    raise_since  : event time at which the vote began to hold, None while it does not
+    return_since : event time at which the return condition began to hold
+    condition    : whether the machine is abnormal now, by vote, delay and deadband; goes on while shelved
+    since        : event time at which this alarm was raised
+    n_events     : transitions so far; makes every event_id unique
+    """
+
+    state: str = NORM
+    severity: str | None = None
+    alarm_id: str | None = None
+    since: float | None = None
+    ratios: tuple[float, ...] = ()
+    raise_since: float | None = None
+    return_since: float | None = None
+    condition: bool = False
+    shelved_until: float | None = None
+    acked_by: str | None = None
+    ack_why: str | None = None
+    n_events: int = 0
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of the table, to be told once: the event before it has its measured values."""
+
+    type: str
+    event_id: str
+    alarm_id: str
+    t: float
+    state: str
+    severity: str
+    since: float
+    by: str | None = None
+    comment: str | None = None
+
+
+class Refused(Exception):  # noqa: N818 - an answer to a person, not a fault
+    """A command that the present state does not allow; the text says what would be possible."""
+
+
+def step(alarm: Alarm, policy: AlarmPolicy, ratio: float, t: float, key: str) -> tuple[Alarm, Transition | None]:
+    """Take one scored window.
+
+    ratio : score / threshold, finite; t : end of the window, s; key : "agent/sensor", for identities.
+    At most one transition comes of one window. The state is NORM again after return, never straight
+    from a raise, so a window cannot both raise and end an alarm.
+    """
+    if not math.isfinite(ratio):
+        raise ValueError(f"ratio is {ratio!r}; expected a finite number: only scored windows are voted on")
+    k, n = policy.vote
+    ratios = (*alarm.ratios, ratio)[-n:]
+    voted = sum(r >= policy.warning_ratio for r in ratios) >= k
+    clear = all(r < policy.warning_ratio * (1.0 - policy.deadband) for r in ratios)
+    raise_since = (t if alarm.raise_since is None else alarm.raise_since) if voted else None
+    return_since = (t if alarm.return_since is None else alarm.return_since) if clear else None
+    condition = alarm.condition
+    if not condition and raise_since is not None and t - raise_since >= policy.on_delay_s:
+        condition = True
+    elif condition and return_since is not None and t - return_since >= policy.off_delay_s:
+        condition = False
+    severity = alarm.severity
+    if condition:
+        grave = sum(r >= policy.alarm_ratio for r in ratios) >= k
+        severity = ALARM if grave or (severity == ALARM and alarm.condition) else WARNING
+    was = alarm
+    alarm = replace(
+        alarm,
+        ratios=ratios,
+        raise_since=raise_since,
+        return_since=return_since,
+        condition=condition,
+    )
+    if condition and not was.condition:
+        cause = "raise"
+    elif was.condition and not condition:
+        cause = "return_" + (
+            "latching" if policy.latching else "require_ack" if policy.require_ack else "plain"
+        )
+    elif condition and severity == ALARM and was.severity != ALARM:
+        cause = "severity"
+    else:
+        return alarm, None
+    if cause in ("raise", "severity"):
+        alarm = replace(alarm, severity=severity)
+    return _apply(alarm, cause, t, key)
+
+
+def command(
+    alarm: Alarm,
+    name: str,
+    t: float,
+    key: str,
+    *,
+    by: str | None = None,
+    comment: str | None = None,
+    for_s: float | None = None,
+) -> tuple[Alarm, Transition]:
+    """A person's command at receipt time t. Raises `Refused` with the reason; nothing changes then."""
+    if name == "reset" and alarm.state == LATCHED and alarm.condition:
+        raise Refused("reset refused: the condition still holds; it can be reset once the machine is back to normal")
+    if name == "shelve":
+        if for_s is None or not (math.isfinite(for_s) and 0 < for_s <= 365 * 86400):
+            raise Refused(f"shelve refused: for_s is {for_s!r}; expected seconds above 0, at most 365 days")
+        alarm = replace(alarm, shelved_until=t + for_s)
+    cause = name
+    if name == "unshelve":
+        cause = "expire_raised" if alarm.condition else "expire_normal"
+    if name == "ack":
+        alarm = replace(alarm, acked_by=by, ack_why=comment)
+    if (alarm.state, cause) not in TABLE:
+        possible = [c for c in COMMANDS if (alarm.state, c) in TABLE or (c == "unshelve" and alarm.state == SHLVD)]
+        raise Refused(f"{name} refused: the alarm is {alarm.state}; possible now: {', '.join(possible)}")
+    after, transition = _apply(alarm, cause, t, key, by, comment)
+    assert transition is not None  # the table lists it
+    return after, transition
+
+
+def expire(alarm: Alarm, t: float, key: str) -> tuple[Alarm, Transition | None]:
+    """End a shelving whose time has come (t: receipt clock, s); otherwise change nothing."""
+    if alarm.state != SHLVD or alarm.shelved_until is None or t < alarm.shelved_until:
+        return alarm, None
+    return _apply(alarm, "expire_raised" if alarm.condition else "expire_normal", t, key)
+
+
+def ulid(t: float, *parts: object) -> str:
+    """A ULID (26 characters of Crockford's base 32) that is the same for the same arguments.
+
+    48 bits of time in ms, then 80 bits of a hash in place of randomness: a transition that is computed
+    again after a crash keeps its identity.
+    """
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=10).digest()
+    number = (max(0, round(t * 1000.0)) % (1 << 48)) << 80 | int.from_bytes(digest, "big")
+    alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    return "".join(alphabet[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def _apply(
+    alarm: Alarm, cause: str, t: float, key: str, by: str | None = None, comment: str | None = None
+) -> tuple[Alarm, Transition | None]:
+    found = TABLE.get((alarm.state, cause))
+    if found is None:
+        return alarm, None
+    state, kind = found
+    n = alarm.n_events + 1
+    # A shelving of a quiet sensor has an identity too: its expiry must be told as the end of something.
+    alarm_id = alarm.alarm_id or ulid(t, key, "alarm", n)
+    since = alarm.since if alarm.since is not None else t
+    severity = alarm.severity or WARNING
+    transition = Transition(
+        kind, ulid(t, key, "event", n, kind, state), alarm_id, t, state, severity, since, by, comment
+    )
+    active = state != NORM
+    return (
+        replace(
+            alarm,
+            state=state,
+            alarm_id=alarm_id if active else None,
+            since=since if active else None,
+            severity=severity if active else None,
+            shelved_until=alarm.shelved_until if state == SHLVD else None,
+            acked_by=alarm.acked_by if state == ACKED else None,
+            ack_why=alarm.ack_why if state == ACKED else None,
+            n_events=n,
+        ),
+        transition,
+    )
+
+
+def _check(name: str, value: object, ok: bool, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"alarm {name} is {value!r}; expected {expected}")

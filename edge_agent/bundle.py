@@ -1,0 +1,307 @@
+"""A folder under models/: read, verified, ready to judge windows.
+
+    models/NAME/  bundle.json       what follows, typed as `Manifest`
+                  model.tflite      absent for `indicator`
+                  calibration.npz   scores (n,) of healthy windows in time order; group (n,) class of each
+                  golden.npz        windows (k, C, n) int16 and window_scale; features (m, v, F), k <= m;
+                                    scores (m,): re-scored at start-up on the device's own runtime
+                  CARD.md           for people
+
+The sha256 of every file is checked before a byte of it is interpreted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edge_agent import scoring, thresholds
+from edge_agent.errors import BundleError
+from edge_agent.features import FeatureSet, FeatureSpec
+from edge_agent.inference import TFLiteModel
+from edge_agent.pipeline import Judge, no_model
+from edge_agent.scoring import ScoreRule
+from edge_agent.signals import F32, F64
+from edge_agent.thresholds import Threshold
+
+SCHEMA = 1
+MODEL, CALIBRATION, GOLDEN, CARD = "model.tflite", "calibration.npz", "golden.npz", "CARD.md"
+#: Largest |difference of score / threshold| at which a golden window is accepted.
+GOLDEN_TOLERANCE = {"int8": 0.05, "float16": 0.02, "float32": 0.02, "none": 0.02}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """type: int8, float16, float32, or none (no network); parity: the figures of the export."""
+
+    type: str
+    parity: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Mean and standard deviation (F,) of the score's residual on healthy windows."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json. `classes` are the machine ids of a log_odds bundle, in the order of its logits."""
+
+    schema: int
+    name: str
+    version: str
+    model: str
+    features: FeatureSpec
+    score: ScoreRule
+    threshold: Threshold
+    residual: Residual
+    quantization: Quantization
+    files: dict[str, str]
+    classes: tuple[str, ...] = ()
+    unit: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. sha256 is that of bundle.json, which holds those of all other files."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    judge: Judge
+    threshold: Threshold
+    calibration: F64
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Parse bundle.json of the folder; raises BundleError naming the field."""
+    return _manifest(path, _read(path, "bundle.json"))
+
+
+def load(path: Path, machine: str | None = None, *, golden: bool = True) -> Bundle:
+    """Read a bundle and verify it: hashes, operators, shapes, golden windows.
+
+    machine : where it is one of the bundle's classes, the score is that machine's log-odds and the
+              limit is re-fitted to that machine's calibration scores.
+    Raises BundleError with the path, what is wrong and how to mend it.
+    """
+    text = _read(path, "bundle.json")
+    manifest = _manifest(path, text)
+    files = _verified_files(path, manifest)
+    try:
+        features = FeatureSet(manifest.features)
+        rule, threshold, calibration = _for_machine(manifest, files, machine)
+        scorer = scoring.build(rule)
+        model = _model(manifest, features, files)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{path}: bundle.json: {error}; train the bundle again") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+    n = len(features.names)
+    mean, std = (np.asarray(v, np.float64) for v in (manifest.residual.mean, manifest.residual.std))
+    if mean.shape != (n,) or std.shape != (n,):
+        raise BundleError(f"{path}: bundle.json: residual has {mean.size} means and {std.size} stds for {n} features")
+    if rule.kind == "indicator" and rule.params["index"] >= n:
+        raise BundleError(f"{path}: bundle.json: indicator index {rule.params['index']} for {n} features")
+    bundle = Bundle(path, manifest, sha256(text), Judge(features, model, scorer, mean, std), threshold, calibration)
+    if golden:
+        verify_golden(bundle, files, manifest)
+    return bundle
+
+
+def check_sensor(bundle: Bundle, fs_hz: float, n_channels: int) -> None:
+    """Raise BundleError where a sensor cannot use this bundle."""
+    spec = bundle.manifest.features
+    if not math.isclose(spec.fs_hz, fs_hz, rel_tol=1e-3):
+        raise BundleError(
+            f"{bundle.path}: trained for {spec.fs_hz:g} Hz, the sensor has fs_hz {fs_hz:g}: "
+            "train a bundle for this rate"
+        )
+    if spec.n_channels != n_channels:
+        raise BundleError(
+            f"{bundle.path}: trained for {spec.n_channels} channel(s), the sensor lists {n_channels}: "
+            "correct `channels` or train a bundle for them"
+        )
+
+
+def verify_golden(bundle: Bundle, files: dict[str, bytes], manifest: Manifest) -> float:
+    """Re-score the golden windows on this machine; returns the largest |difference of ratios|.
+
+    A float reference is compared under the bundle's own target class and threshold. Raises BundleError
+    where a feature or a ratio differs by more than the tolerance of the quantization.
+    """
+    with np.load(io.BytesIO(files[GOLDEN]), allow_pickle=False) as data:
+        windows, scale = data["windows"], float(data["window_scale"])
+        features, scores = data["features"].astype(np.float32), data["scores"].astype(np.float64)
+    judge = replace(bundle.judge, scorer=scoring.build(manifest.score))
+    n_frames = judge.features.n_frames
+    for i, window in enumerate(windows):
+        again = judge.vectors(window.astype(np.float32) * np.float32(scale))
+        worst = float(np.abs(again - features[i][-n_frames:]).max())
+        if not worst <= 0.01:
+            raise BundleError(
+                f"{bundle.path}: golden window {i}: a feature differs by {worst:.3g} standard deviations from "
+                "the trained one; the bundle was made by another version: train it again"
+            )
+    worst = 0.0
+    for vectors, expected in zip(features, scores, strict=True):
+        worst = max(worst, abs(judge.score(vectors).value - expected) / manifest.threshold.value)
+    tolerance = GOLDEN_TOLERANCE[manifest.quantization.type]
+    if not worst <= tolerance:
+        raise BundleError(
+            f"{bundle.path}: golden windows score differently on this machine (ratio off by {worst:.3g}, "
+            f"accepted {tolerance}): use another runtime version or export the bundle again"
+        )
+    return worst
+
+
+def write(
+    path: Path,
+    manifest: Manifest,
+    *,
+    model: bytes | None,
+    calibration: F64,
+    groups: Any | None,
+    golden_windows: F32,
+    golden_features: F32,
+    card: str,
+) -> Bundle:
+    """Write a bundle and load it again, so that nothing is shipped that a device would refuse.
+
+    golden_windows  : (k, C, n) float; stored as int16, which makes them the golden windows
+    golden_features : (m, v, F) standardised, m >= k; the first k are replaced by those of the stored
+                      windows; v is the number of vectors a score needs
+    manifest.files is filled in here. The folder is written beside and then renamed into place.
+    """
+    import shutil
+
+    judge = _judge_for_writing(manifest, model)
+    peak = float(np.abs(golden_windows).max()) or 1.0
+    scale = peak / 32767.0
+    windows = np.round(golden_windows / scale).astype(np.int16)
+    features = np.array(golden_features, np.float32)
+    for i, window in enumerate(windows):
+        features[i][-judge.features.n_frames :] = judge.vectors(window.astype(np.float32) * np.float32(scale))
+    scores = np.array([judge.score(v).value for v in features])
+    files: dict[str, bytes] = {}
+    if model is not None:
+        files[MODEL] = model
+    arrays: dict[str, Any] = {"scores": np.asarray(calibration, np.float64)}
+    if groups is not None:
+        arrays["group"] = np.asarray(groups, np.int16)
+    files[CALIBRATION] = _npz(**arrays)
+    files[GOLDEN] = _npz(windows=windows, window_scale=np.float64(scale), features=features, scores=scores)
+    files[CARD] = card.encode()
+    manifest = replace(manifest, files={name: sha256(data) for name, data in files.items()})
+    files["bundle.json"] = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    for name, data in files.items():
+        (fresh / name).write_bytes(data)
+    bundle = load(fresh)
+    shutil.rmtree(path, ignore_errors=True)
+    fresh.rename(path)
+    return replace(bundle, path=path)
+
+
+def _judge_for_writing(manifest: Manifest, model: bytes | None) -> Judge:
+    features = FeatureSet(manifest.features)
+    files = {} if model is None else {MODEL: model}
+    mean, std = (np.asarray(v, np.float64) for v in (manifest.residual.mean, manifest.residual.std))
+    return Judge(features, _model(manifest, features, files), scoring.build(manifest.score), mean, std)
+
+
+def _model(manifest: Manifest, features: FeatureSet, files: dict[str, bytes]) -> Any:
+    if MODEL not in files:
+        if manifest.score.kind != "indicator":
+            raise BundleError(f"{MODEL} is missing, and score {manifest.score.kind} needs it: copy the whole folder")
+        return no_model
+    return TFLiteModel(files[MODEL], features.n_patches, (manifest.features.context.width, len(features.names)))
+
+
+def _for_machine(
+    manifest: Manifest, files: dict[str, bytes], machine: str | None
+) -> tuple[ScoreRule, Threshold, F64]:
+    with np.load(io.BytesIO(files[CALIBRATION]), allow_pickle=False) as data:
+        scores: F64 = data["scores"].astype(np.float64)
+        groups = data["group"] if "group" in data.files else None
+    rule, threshold = manifest.score, manifest.threshold
+    if groups is None or not manifest.classes:
+        return rule, threshold, scores
+    target = manifest.classes.index(machine) if machine in manifest.classes else int(rule.params["target"])
+    scores = scores[groups == target]
+    if target != rule.params["target"]:
+        rule = replace(rule, params={**rule.params, "target": target})
+        threshold = thresholds.fit(scores, threshold.method, threshold.false_alarm_rate or 1e-3)
+    return rule, threshold, scores
+
+
+def _manifest(path: Path, text: bytes) -> Manifest:
+    try:
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
+        raise BundleError(f"{path / 'bundle.json'}: {error}; train the bundle again") from error
+    if manifest.schema != SCHEMA:
+        raise BundleError(
+            f"{path / 'bundle.json'}: schema {manifest.schema}, this version reads {SCHEMA}: "
+            "update the agent or train the bundle again"
+        )
+    if manifest.quantization.type not in GOLDEN_TOLERANCE:
+        raise BundleError(
+            f"{path / 'bundle.json'}: quantization type {manifest.quantization.type!r}; expected one of "
+            f"{', '.join(GOLDEN_TOLERANCE)}"
+        )
+    return manifest
+
+
+def _verified_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
+    for name in (CALIBRATION, GOLDEN):
+        if name not in manifest.files:
+            raise BundleError(f"{path}: bundle.json lists no {name}: train the bundle again")
+    files = {}
+    for name, expected in manifest.files.items():
+        if Path(name).name != name:
+            raise BundleError(f"{path}: bundle.json lists {name!r}; expected plain file names")
+        data = _read(path, name)
+        if (got := sha256(data)) != expected:
+            raise BundleError(
+                f"{path / name}: sha256 is {got[:16]}…, bundle.json says {expected[:16]}…: the file was "
+                "changed or cut off; copy the bundle again"
+            )
+        files[name] = data
+    return files
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path / name}: {error.strerror or error}; expected a bundle folder with bundle.json, "
+            f"{MODEL}, {CALIBRATION} and {GOLDEN}"
+        ) from error
+
+
+def _npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()

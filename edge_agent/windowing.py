@@ -1,0 +1,1 @@
+"""Chunks in, gap-free windows of fixed length out."""
