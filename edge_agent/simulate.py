@@ -31,16 +31,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import fft
 
-from edge_agent.bearings import Geometry
+from edge_agent.bearings import Bearing
 from edge_agent.signals import F32, F64, Chunk
 
 FAULTS = ("outer", "inner", "ball")
 
 #: Bearings as their makers and the public test rigs state them.
-ZA_2115 = Geometry(n_balls=16, ball_mm=8.407, pitch_mm=71.501, contact_deg=15.17)  # NASA IMS
-SKF_6205 = Geometry(n_balls=9, ball_mm=7.94, pitch_mm=39.04, contact_deg=0.0)  # CWRU, drive end
-SKF_6203 = Geometry(n_balls=8, ball_mm=6.746, pitch_mm=28.5, contact_deg=0.0)  # CWRU, fan end
-ER_16K = Geometry(n_balls=9, ball_mm=7.9375, pitch_mm=38.506, contact_deg=0.0)  # MFS test rig
+ZA_2115 = Bearing(n_balls=16, ball_mm=8.407, pitch_mm=71.501, contact_deg=15.17)  # NASA IMS
+SKF_6205 = Bearing(n_balls=9, ball_mm=7.94, pitch_mm=39.04, contact_deg=0.0)  # CWRU, drive end
+SKF_6203 = Bearing(n_balls=8, ball_mm=6.746, pitch_mm=28.5, contact_deg=0.0)  # CWRU, fan end
+ER_16K = Bearing(n_balls=9, ball_mm=7.9375, pitch_mm=38.506, contact_deg=0.0)  # MFS test rig
 BEARINGS = (ZA_2115, SKF_6205, SKF_6203, ER_16K)
 
 #: Length of the blocks that samples are made in. Part of what a seed means: another value, other samples.
@@ -76,7 +76,7 @@ class Machine:
 
     fs_hz: float
     shaft_hz: float
-    bearing: Geometry
+    bearing: Bearing
     fault: str = "outer"
     resonance_hz: float = 3500.0
     damping: float = 0.06
@@ -112,11 +112,12 @@ class Machine:
     @property
     def fault_hz(self) -> float:
         """Rate of the impacts: BPFO, BPFI, or twice BSF."""
+        rates = self.bearing.frequencies(self.shaft_hz)
         if self.fault == "outer":
-            return self.bearing.bpfo(self.shaft_hz)
+            return rates.bpfo
         if self.fault == "inner":
-            return self.bearing.bpfi(self.shaft_hz)
-        return 2.0 * self.bearing.bsf(self.shaft_hz)
+            return rates.bpfi
+        return 2.0 * rates.bsf
 
 
 def never(_t: float) -> float:
@@ -171,9 +172,8 @@ def _blocks(machine: Machine, severity: Severity, seed: int) -> Iterator[F64]:
     lags = np.arange(n_decay)
 
     ratio = machine.fault_hz / machine.shaft_hz
-    zone_ratio = {"outer": 0.0, "inner": 1.0, "ball": machine.bearing.ftf(machine.shaft_hz) / machine.shaft_hz}[
-        machine.fault
-    ]
+    cage = machine.bearing.frequencies(machine.shaft_hz).ftf / machine.shaft_hz
+    zone_ratio = {"outer": 0.0, "inner": 1.0, "ball": cage}[machine.fault]
     # Spacings are clipped at 3 sigma and at least 0.7 of nominal: so many always cover one block.
     n_strikes = math.ceil(_BLOCK * machine.fault_hz / fs * (1.0 + machine.speed_variation * 6.0) / 0.7) + 2
 
@@ -281,7 +281,8 @@ def vibration(
     """
     at = severity if callable(severity) else constant(severity)
     seed = int(rng.integers(2**63))
-    return next(stream(machine, n_samples, lambda t: at(t0 + t), seed)).samples[0]
+    samples: F32 = next(stream(machine, n_samples, lambda t: at(t0 + t), seed)).samples[0]
+    return samples
 
 
 def demo_machine() -> Machine:
@@ -451,16 +452,16 @@ def fan(machine_id: int) -> Fan:
         return float(rng.uniform(low, high))
 
     modes = tuple(
-        (hz * between(0.8, 1.25), between(8.0, 20.0), between(0.15, 0.5)) for hz in (420.0, 1100.0, 2600.0, 5200.0)
+        (hz * between(0.93, 1.07), between(8.0, 20.0), between(0.2, 0.4)) for hz in (420.0, 1100.0, 2600.0, 5200.0)
     )
     return Fan(
         machine_id=machine_id,
-        shaft_hz=between(22.0, 28.0),
-        n_blades=int(rng.integers(5, 9)),
-        tone=between(0.3, 0.6),
+        shaft_hz=between(24.0, 26.0),
+        n_blades=int(rng.integers(6, 9)),
+        tone=between(0.35, 0.5),
         tone_fall=between(0.45, 0.65),
-        corner_hz=between(500.0, 900.0),
-        slope=between(0.9, 1.3),
+        corner_hz=between(620.0, 760.0),
+        slope=between(1.02, 1.14),
         modes=modes,
         hum=between(0.1, 0.3),
         bearing_order=between(2.8, 3.8),
@@ -507,7 +508,7 @@ def sound(
     severity: float = 1.0,
     seconds: float = 10.0,
     fs_hz: float = 16000.0,
-    snr_db: float = 3.0,
+    snr_db: float = 6.0,
     seed: int | tuple[int, ...] = 0,
 ) -> F32:
     """One clip of one fan in a factory: (seconds × fs_hz,) float32 within ±1, RMS about 0.05.
@@ -535,15 +536,15 @@ def sound(
 
     # The clip's own conditions.
     load = float(rng.normal(0.0, 1.0))
-    speed = f0.shaft_hz * (1.0 + 0.012 * float(rng.normal()) - 0.035 * s["voltage"] + 0.01 * s["clogging"])
-    tilt = 0.12 * float(rng.normal()) - 0.10 * s["clogging"]
-    level = 0.05 * 10.0 ** (float(rng.normal(0.0, 1.5)) / 20.0)
-    distance = 10.0 ** ((snr_db + float(rng.normal(0.0, 2.0))) / 20.0)
+    speed = f0.shaft_hz * (1.0 + 0.012 * float(rng.normal()) - 0.045 * s["voltage"] + 0.01 * s["clogging"])
+    tilt = 0.03 * float(rng.normal()) - 0.10 * s["clogging"]
+    level = 0.05 * 10.0 ** (float(rng.normal(0.0, 0.8)) / 20.0)
+    distance = 10.0 ** ((snr_db + float(rng.normal(0.0, 1.0))) / 20.0)
 
     turns = 2.0 * np.pi * np.cumsum(speed * (1.0 + 0.002 * _slow(rng, n, 2.0, fs_hz))) / fs_hz
     turns += float(rng.uniform(0.0, 2.0 * np.pi))
 
-    tone = f0.tone * (1.0 + 0.15 * load) * (1.0 - 0.3 * min(1.0, s["clogging"]))
+    tone = f0.tone * (1.0 + 0.10 * load) * (1.0 - 0.3 * min(1.0, s["clogging"]))
     tones = np.zeros(n)
     for k in range(1, 9):
         if k * f0.n_blades * speed * 1.05 < fs_hz / 2:
@@ -553,7 +554,7 @@ def sound(
         hum = f0.hum * share * (1.0 + 0.4 * s["voltage"]) * (1.0 + 0.1 * float(rng.normal()))
         tones += hum * np.cos(2.0 * np.pi * 100.0 * k * time + rng.uniform(0.0, 2.0 * np.pi))
 
-    corner = f0.corner_hz * (1.0 + 0.06 * load) * (1.0 - 0.12 * min(2.0, s["clogging"]))
+    corner = f0.corner_hz * (1.0 + 0.04 * load) * (1.0 - 0.12 * min(2.0, s["clogging"]))
     modes = tuple((hz * (1.0 + 0.01 * float(rng.normal())), q, g) for hz, q, g in f0.modes)
     shape = _resonant(f, modes) / (1.0 + (f / corner) ** f0.slope) * (np.maximum(f, 50.0) / 1000.0) ** tilt
     flow = _coloured(rng, n, shape) * (1.0 + 0.2 * np.cos(f0.n_blades * turns))
@@ -561,24 +562,24 @@ def sound(
     machine = flow + tones
 
     if s["imbalance"]:
-        machine *= 1.0 + 0.35 * min(2.0, s["imbalance"]) * np.cos(turns)
-        machine += 0.25 * s["imbalance"] * np.cos(turns) + 0.12 * s["imbalance"] * np.cos(2.0 * turns)
+        machine *= 1.0 + 0.4 * min(2.0, s["imbalance"]) * np.cos(turns)
+        machine += 0.35 * s["imbalance"] * np.cos(turns) + 0.18 * s["imbalance"] * np.cos(2.0 * turns)
     if s["bearing"]:
         period = fs_hz / (f0.bearing_order * speed)
         at = np.cumsum(period * (1.0 + 0.015 * rng.standard_normal(math.ceil(n / period))))
         at = at[at < n]
-        size = 0.45 * s["bearing"] * np.exp(0.3 * rng.standard_normal(at.size))
+        size = 0.7 * s["bearing"] * np.exp(0.3 * rng.standard_normal(at.size))
         machine += _rings(rng, n, at, size, modes[3][0] * 0.8, 12.0, fs_hz)
         pitch = 2.0 * np.pi * np.cumsum(2900.0 + 250.0 * rng.normal() + 40.0 * _slow(rng, n, 5.0, fs_hz)) / fs_hz
         machine += 0.05 * s["bearing"] * np.maximum(0.0, _slow(rng, n, 1.0, fs_hz)) * np.cos(pitch)
     if s["looseness"]:
         at = np.sort(rng.uniform(0.0, n - 1.0, int(rng.poisson(5.0 * seconds))))
-        size = 1.2 * s["looseness"] * np.exp(0.5 * rng.standard_normal(at.size))
+        size = 4.0 * s["looseness"] * np.exp(0.5 * rng.standard_normal(at.size))
         machine += _rings(rng, n, at, size, modes[2][0] * 0.7, 10.0, fs_hz)
     machine /= math.sqrt(float(np.mean(machine * machine)))
 
     # The factory: noise of any colour, other machines' tones, now and then a clank.
-    colour = 1.0 / (1.0 + (f / float(rng.uniform(150.0, 600.0))) ** float(rng.uniform(0.6, 1.1)))
+    colour = 1.0 / (1.0 + (f / float(rng.uniform(250.0, 400.0))) ** float(rng.uniform(0.95, 1.1)))
     factory = _coloured(rng, n, colour) * (1.0 + 0.2 * np.clip(_slow(rng, n, 1.0, fs_hz), -3.0, 3.0))
     for _ in range(3):
         factory += 0.2 * rng.random() * np.cos(2.0 * np.pi * rng.uniform(60.0, 900.0) * time)
@@ -587,5 +588,5 @@ def sound(
     factory += _rings(rng, n, clanks, rng.uniform(0.5, 3.0, clanks.size), hz, quality, fs_hz)
     factory /= math.sqrt(float(np.mean(factory * factory)))
 
-    clip = level * (machine + factory / distance)
-    return np.clip(clip, -1.0, 1.0).astype(np.float32)
+    clip: F32 = np.clip(level * (machine + factory / distance), -1.0, 1.0).astype(np.float32)
+    return clip
