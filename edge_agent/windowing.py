@@ -1,1 +1,242 @@
-"""Chunks in, gap-free windows of fixed length out."""
+"""Chunks in, gap-free windows of fixed length out.
+
+    chunks    |----a----|----b----|        (lost)        |----d----|----e----|
+    windows   |-------0-------|                          |-------2-------|
+                    |-------1-------|  tail dropped            |-------3-------|
+
+Samples on both sides of a gap are never put into one window: the tail before it is discarded and the
+next window begins with the first sample after it. What is a gap is decided by the sequence number where
+the message has one, else by its time, else by the receipt clock. The expected time of a chunk is the
+end of the chunk before it by that chunk's own timestamp, so a sensor clock that is 50 ppm off never
+adds up to a gap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edge_agent.errors import PayloadError
+from edge_agent.signals import F32, Chunk, Window
+
+#: Chunks whose repetition is recognised. A broker sends again what was in flight, by default 20 messages.
+REMEMBERED = 32
+#: Late chunks in a row, running forwards among themselves, that prove the sensor's clock was set back.
+LATE_RUN = 5
+#: With consecutive sequence numbers, a time this far ahead (plus one chunk) is a pause in sampling.
+PAUSE_S = 1.0
+#: A sequence number without a time further back than this is a restart, not a late chunk.
+RESTART = 1024
+#: A time further ahead of the receipt clock than this is a sensor clock that was never set right.
+FUTURE_S = 366 * 86400.0
+#: 2026-01-01: an earlier receipt clock belongs to a board that has not found its own time yet.
+PLAUSIBLE_S = 1767225600.0
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpec:
+    """What to cut: `n_samples` every `hop_samples` (smaller, equal or larger) at `fs_hz`.
+
+    silent_after_s : for chunks without any time: a silence longer than this is a gap
+    """
+
+    fs_hz: float
+    n_samples: int
+    hop_samples: int
+    n_channels: int
+    silent_after_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.fs_hz < float("inf"):
+            raise ValueError(f"fs_hz is {self.fs_hz}; expected a finite number above 0")
+        for name in ("n_samples", "hop_samples", "n_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowerState:
+    """All that is remembered between two chunks; plain values, so it can be stored.
+
+    tail       : (n_channels, m) float32 samples from the next window's first sample on, m < n_samples
+    anchors    : (offset in the tail, time in s) where each message begins; the first offset is 0
+    skip       : samples still to pass over before the next window begins (hop larger than the window)
+    last_t     : time of the first sample of the chunk before, in s; None before the first chunk
+    next_t     : time at which the chunk before ends, in s
+    next_seq   : expected sequence number; None where the chunk before had none
+    recent     : sequence numbers (times where there are none) of the last chunks, oldest first
+    received   : receipt time of the last accepted chunk in s
+    window_seq : running number of the next window
+    late_run   : late chunks in a row that run forwards among themselves
+    late_key   : time (sequence number where there is none) of the last of them
+    """
+
+    tail: F32
+    anchors: tuple[tuple[int, float], ...] = ()
+    skip: int = 0
+    last_t: float | None = None
+    next_t: float | None = None
+    next_seq: int | None = None
+    recent: tuple[float, ...] = ()
+    received: float | None = None
+    window_seq: int = 0
+    late_run: int = 0
+    late_key: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pushed:
+    """What one chunk gave.
+
+    dropped : why the chunk was not used ("duplicate", "late", "undecodable"), else None
+    gap_s   : seconds missing before the chunk (0.0 where time did not run forwards), None: no gap
+    """
+
+    state: WindowerState
+    windows: tuple[Window, ...] = ()
+    dropped: PayloadError | None = None
+    gap_s: float | None = None
+
+
+def initial(spec: WindowSpec) -> WindowerState:
+    """The state before the first chunk."""
+    return WindowerState(tail=np.empty((spec.n_channels, 0), np.float32))
+
+
+def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) -> Pushed:
+    """Take one chunk (n_channels, n >= 1), give the windows it completes.
+
+    `received` is the receipt clock in s since 1970. The start of a window is the time of its first
+    sample by the message that holds it. The chunk's samples are copied once; windows are read-only and
+    share that copy. The chunk's fs and channels are the caller's to check.
+    """
+    duration = chunk.samples.shape[1] / spec.fs_hz
+    if chunk.t is not None and chunk.t > received + FUTURE_S and received >= PLAUSIBLE_S:
+        ahead = (chunk.t - received) / 86400.0
+        return Pushed(
+            state,
+            dropped=PayloadError(
+                "undecodable",
+                f"message time is {ahead:.0f} days ahead of the receipt clock; expected at most "
+                f"{FUTURE_S / 86400.0:.0f}: set the sensor's clock (or check seconds against milliseconds)",
+            ),
+        )
+    verdict = _place(state, spec, chunk, duration, received)
+    if isinstance(verdict, PayloadError):
+        if verdict.reason == "duplicate":
+            return Pushed(state, dropped=verdict)
+        state = _count_late(state, chunk)
+        if state.late_run < LATE_RUN:
+            return Pushed(state, dropped=verdict)
+        verdict = (_own_time(state, chunk, duration, received), 0.0)
+    t, gap_s = verdict
+    if gap_s is not None:
+        state = replace(state, tail=state.tail[:, :0], anchors=(), skip=0)
+    key = chunk.t if chunk.seq is None else float(chunk.seq)
+    state = replace(
+        state,
+        last_t=t,
+        next_t=t + duration,
+        next_seq=None if chunk.seq is None else (chunk.seq + 1) & 0xFFFFFFFF,
+        recent=state.recent if key is None else (*state.recent, key)[-REMEMBERED:],
+        received=received,
+        late_run=0,
+        late_key=None,
+    )
+    state, windows = _cut(state, spec, chunk.samples, t)
+    return Pushed(state, windows, gap_s=gap_s)
+
+
+def _place(
+    state: WindowerState, spec: WindowSpec, chunk: Chunk, duration: float, received: float
+) -> tuple[float, float | None] | PayloadError:
+    """Time of the chunk's first sample and the gap before it, or why it is not used."""
+    own = _own_time(state, chunk, duration, received)
+    if state.next_t is None or state.last_t is None or state.received is None:
+        return own, None
+    ahead = own - state.next_t
+    gap = own, max(0.0, ahead)
+    # Half the shorter neighbour: a lost chunk leaves twice that or more, while a clock error over one
+    # chunk and the rounding of timestamps to milliseconds stay below it for chunks of 2 ms and longer.
+    tolerance = 0.5 * min(state.next_t - state.last_t, duration)
+    if chunk.seq is not None and state.next_seq is not None:
+        lost = ((chunk.seq - state.next_seq + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+        if lost == 0:
+            if chunk.t is None:
+                return state.next_t, None
+            # Time may wander (a clock set, a gateway's stamp), the samples still follow each other;
+            # but a sensor that sleeps between snapshots also counts on.
+            return gap if ahead > PAUSE_S + duration else (own, None)
+        restarted = lost < -RESTART if chunk.t is None else ahead >= -tolerance
+        if lost > 0 or restarted:
+            return gap
+        if float(chunk.seq) in state.recent:
+            return PayloadError("duplicate", f"sequence number {chunk.seq} came before; it is used once")
+        return PayloadError(
+            "late", f"sequence number is {chunk.seq}, expected {state.next_seq}: later samples came before"
+        )
+    if chunk.t is None:
+        silence = received - min(state.next_t, state.received) - duration
+        return gap if silence > spec.silent_after_s else (state.next_t, None)
+    if abs(ahead) <= tolerance:
+        return own, None
+    if ahead > 0.0:
+        return gap
+    if chunk.t in state.recent:
+        return PayloadError("duplicate", f"a message of time {chunk.t:.3f} s came before; it is used once")
+    return PayloadError(
+        "late",
+        f"message time {chunk.t:.3f} s lies {-ahead:.3f} s before the end of the samples already used; "
+        f"expected {state.next_t:.3f} s within {tolerance:.3f} s",
+    )
+
+
+def _own_time(state: WindowerState, chunk: Chunk, duration: float, received: float) -> float:
+    """The chunk's own time; by the receipt clock, never backwards, where it states none."""
+    if chunk.t is not None:
+        return chunk.t
+    return received - duration if state.next_t is None else max(received - duration, state.next_t)
+
+
+def _count_late(state: WindowerState, chunk: Chunk) -> WindowerState:
+    """One more late chunk; the run starts anew where it does not run forwards."""
+    key = chunk.t if chunk.t is not None else float(chunk.seq or 0)
+    forwards = state.late_key is not None and key > state.late_key
+    return replace(state, late_run=state.late_run + 1 if forwards else 1, late_key=key)
+
+
+def _cut(
+    state: WindowerState, spec: WindowSpec, samples: F32, t: float
+) -> tuple[WindowerState, tuple[Window, ...]]:
+    """Append the samples, whose first stands at time t, to the tail and cut what is complete."""
+    m = state.tail.shape[1]
+    buffer = (
+        np.concatenate((state.tail, samples), axis=1) if m else np.array(samples, dtype=np.float32, order="C")
+    )
+    buffer.flags.writeable = False
+    length = buffer.shape[1]
+    anchors = (*state.anchors, (m, t))
+    position, held = state.skip, 0  # held: index of the message that holds the sample at `position`
+    windows: list[Window] = []
+    while True:
+        while held + 1 < len(anchors) and anchors[held + 1][0] <= position:
+            held += 1
+        offset, anchor_t = anchors[held]
+        start = anchor_t + (position - offset) / spec.fs_hz
+        if position + spec.n_samples > length:
+            break
+        window = buffer[:, position : position + spec.n_samples]
+        windows.append(Window(window, spec.fs_hz, start, state.window_seq + len(windows)))
+        position += spec.hop_samples
+    rest = min(position, length)
+    return (
+        replace(
+            state,
+            tail=buffer[:, rest:].copy() if rest else buffer,  # a view would keep the windows alive
+            anchors=((0, start), *((o - rest, a) for o, a in anchors[held + 1 :])) if rest < length else (),
+            skip=position - rest,
+            window_seq=state.window_seq + len(windows),
+        ),
+        tuple(windows),
+    )

@@ -61,7 +61,8 @@ def decode(payload: bytes, layout: PayloadLayout) -> Chunk:
     if not np.isfinite(chunk.samples).all():
         bad = int(np.size(chunk.samples) - np.count_nonzero(np.isfinite(chunk.samples)))
         raise PayloadError(
-            "not_finite", f"{bad} of {chunk.samples.size} samples are NaN or infinite; send finite numbers only"
+            "not_finite",
+            f"{bad} of {chunk.samples.size} samples are NaN or infinite; send finite numbers only",
         )
     return chunk
 
