@@ -95,7 +95,9 @@ def build(kind: str, fs_hz: float, n_samples: int, params: Mapping[str, Any]) ->
     module = importlib.import_module(f"{__name__}.{kind}")
     known = set(inspect.signature(module.build).parameters) - {"fs_hz", "n_samples"}
     if unknown := sorted(set(params) - known):
-        raise ValueError(f"feature family {kind}: unknown parameter {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"feature family {kind}: unknown parameter {unknown[0]!r}; known: {', '.join(sorted(known))}"
+        )
     extractor: Extractor = module.build(fs_hz, n_samples, **params)
     return extractor
 
@@ -110,7 +112,9 @@ class FeatureSet:
             raise ValueError("feature spec has no family; expected at least one")
         frames = {e.n_frames for e in self._extractors}
         if len(frames) != 1:
-            raise ValueError(f"families yield {sorted(frames)} frames a window; all must yield the same number")
+            raise ValueError(
+                f"families yield {sorted(frames)} frames a window; all must yield the same number"
+            )
         self.n_frames = frames.pop()
         one = [name for e in self._extractors for name in e.names]
         if len(set(one)) != len(one):
@@ -127,7 +131,9 @@ class FeatureSet:
             self.n_patches = 1
         else:
             if context.width > self.n_frames:
-                raise ValueError(f"context width {context.width} exceeds the {self.n_frames} frames of a window")
+                raise ValueError(
+                    f"context width {context.width} exceeds the {self.n_frames} frames of a window"
+                )
             self.n_patches = (self.n_frames - context.width) // context.hop + 1
         n = len(self.names)
         self._offset: F32 | None = None
