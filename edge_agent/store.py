@@ -1,0 +1,326 @@
+"""The database: scores, events, alarm states, pipeline states and the outbox, written together.
+
+    Record ─┬─► scores            every window
+            ├─► events            every transition, once (event_id is the key)
+            ├─► alarm_state       the alarm as it stands
+            ├─► pipeline_state    what a restart goes on with
+            └─► outbox ──unsent()──► broker ──PUBACK──► mark_sent()
+    one transaction
+
+A `Store` belongs to one thread at a time: it may be opened by one and handed to another, never shared.
+Times in text are RFC 3339 UTC with milliseconds, so that text order is time order.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.alarms import Alarm, Transition
+from edge_agent.errors import StoreError
+from edge_agent.pipeline import Measured
+from edge_agent.signals import parse_time, rfc3339
+
+#: Rows deleted in one transaction by `prune`: a few milliseconds, so that an event never waits long.
+PRUNE_SLICE = 2000
+
+#: Migration n brings the database from schema version n to n + 1; append, never change one.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE scores(id INTEGER PRIMARY KEY, sensor TEXT, ts TEXT, start TEXT, seq INTEGER,
+                        score REAL, threshold REAL, ratio REAL, quality TEXT);
+    CREATE INDEX scores_sensor_ts ON scores(sensor, ts);
+    CREATE TABLE events(event_id TEXT PRIMARY KEY, alarm_id TEXT, sensor TEXT, type TEXT, state TEXT,
+                        severity TEXT, ts TEXT, payload TEXT);
+    CREATE INDEX events_alarm_id ON events(alarm_id);
+    CREATE TABLE alarm_state(sensor TEXT PRIMARY KEY, alarm_id TEXT, state TEXT, severity TEXT, since TEXT,
+                             shelved_until TEXT, acked_by TEXT, ack_why TEXT);
+    CREATE TABLE pipeline_state(sensor TEXT PRIMARY KEY, ts TEXT, state BLOB);
+    CREATE TABLE outbox(id INTEGER PRIMARY KEY, event_id TEXT, topic TEXT, payload TEXT, qos INTEGER,
+                        retain INTEGER, created TEXT, sent TEXT);
+    CREATE INDEX outbox_unsent ON outbox(id) WHERE sent IS NULL;
+    """,
+)
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """One event: the transition, where it is published and the exact text (JSON)."""
+
+    transition: Transition
+    topic: str
+    payload: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one sensor has to put on record, true together.
+
+    t     : receipt clock in s; `created` of the outbox rows and `ts` of the pipeline state
+    state : `pipeline.dump` of the sensor's state; None leaves the stored one as it is
+    """
+
+    sensor: str
+    measured: tuple[Measured, ...]
+    events: tuple[EventRow, ...]
+    alarm: Alarm
+    state: bytes | None
+    t: float
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    """An event not yet acknowledged by the broker. `created` is the receipt clock in s."""
+
+    id: int
+    event_id: str
+    topic: str
+    payload: str
+    qos: int
+    retain: bool
+    created: float
+
+
+class Store:
+    """The write path; `Store.open` makes one."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Takes over an open connection in autocommit mode whose schema is the present one."""
+        self.path = path
+        self._db = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open or create the database, with its folder, and bring its schema up to date.
+
+        Raises StoreError with the path and the mend where it cannot be opened or written, is not a
+        database, is damaged, or was written by a newer version.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{path}: its folder cannot be made ({error.strerror}): correct `database` in the configuration"
+            ) from error
+        with _errors(path, "opened"):
+            # One thread at a time is the caller's promise, so sqlite3 need not insist on the opening one.
+            db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        try:
+            with _errors(path, "opened"):
+                db.execute("PRAGMA busy_timeout = 10000")
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = NORMAL")
+                _migrate(db, path)
+        except StoreError:
+            db.close()
+            raise
+        return cls(db, path)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Put all records down in one transaction, or nothing.
+
+        An event whose event_id is there already is the same event computed again: neither its row nor
+        its outbox row is written twice.
+        """
+        with _errors(self.path, "written"), self._transaction() as db:
+            for record in records:
+                self._write_one(db, record)
+
+    def load_state(self, sensor: str) -> bytes | None:
+        """The sensor's last stored pipeline state."""
+        with _errors(self.path, "read"):
+            row = self._db.execute("SELECT state FROM pipeline_state WHERE sensor = ?", (sensor,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def alarm_of(self, sensor: str) -> Alarm | None:
+        """What the table alarm_state knows of the sensor's alarm (no votes: those are in the state)."""
+        with _errors(self.path, "read"):
+            row = self._db.execute(
+                "SELECT alarm_id, state, severity, since, shelved_until, acked_by, ack_why"
+                " FROM alarm_state WHERE sensor = ?",
+                (sensor,),
+            ).fetchone()
+        if row is None:
+            return None
+        alarm_id, state, severity, since, shelved_until, acked_by, ack_why = row
+        return Alarm(
+            state=state,
+            severity=severity,
+            alarm_id=alarm_id,
+            since=None if since is None else parse_time(since),
+            shelved_until=None if shelved_until is None else parse_time(shelved_until),
+            acked_by=acked_by,
+            ack_why=ack_why,
+        )
+
+    def unsent(self, limit: int = 100) -> tuple[OutboxRow, ...]:
+        """The oldest events that the broker has not acknowledged, in the order they were made."""
+        with _errors(self.path, "read"):
+            rows = self._db.execute(
+                "SELECT id, event_id, topic, payload, qos, retain, created FROM outbox"
+                " WHERE sent IS NULL ORDER BY id LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return tuple(OutboxRow(*row[:5], retain=bool(row[5]), created=parse_time(row[6])) for row in rows)
+
+    def mark_sent(self, ids: Sequence[int], t: float) -> None:
+        """Note that the broker has acknowledged these rows at t."""
+        sent = rfc3339(t)
+        with _errors(self.path, "written"), self._transaction() as db:
+            db.executemany("UPDATE outbox SET sent = ? WHERE id = ?", [(sent, i) for i in ids])
+
+    def outbox_stats(self) -> tuple[int, float | None]:
+        """How many events wait for the broker, and the receipt time in s of the oldest."""
+        with _errors(self.path, "read"):
+            n, oldest = self._db.execute("SELECT count(*), min(created) FROM outbox WHERE sent IS NULL").fetchone()
+        return int(n), None if oldest is None else parse_time(oldest)
+
+    def prune(self, now_t: float, days: float = 35.0) -> int:
+        """Delete raw scores older than `days` and acknowledged outbox rows as old; events stay.
+
+        A sensor's age counts from its own newest row, at most from now: replayed recordings of twenty
+        years ago stay as long as live ones. Returns the number of rows deleted, `PRUNE_SLICE` a transaction.
+        """
+        deleted = 0
+        with _errors(self.path, "written"):
+            for (sensor,) in self._db.execute("SELECT sensor FROM alarm_state").fetchall():
+                newest = self._db.execute("SELECT max(ts) FROM scores WHERE sensor = ?", (sensor,)).fetchone()[0]
+                if newest is not None:
+                    cutoff = rfc3339(min(now_t, parse_time(newest)) - days * 86400.0)
+                    deleted += self._delete("scores", "sensor = ? AND ts < ?", (sensor, cutoff))
+            cutoff = rfc3339(now_t - days * 86400.0)
+            deleted += self._delete("outbox", "sent IS NOT NULL AND sent < ?", (cutoff,))
+        return deleted
+
+    def close(self) -> None:
+        """Close; what was written is on disk."""
+        with _errors(self.path, "closed"):
+            self._db.close()
+
+    def _delete(self, table: str, where: str, values: tuple[str, ...]) -> int:
+        deleted = 0
+        while True:
+            n = self._db.execute(
+                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE {where} LIMIT {PRUNE_SLICE})", values
+            ).rowcount
+            deleted += n
+            if n < PRUNE_SLICE:
+                return deleted
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException:
+            # After some failures (a full disk) sqlite has rolled back by itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _write_one(self, db: sqlite3.Connection, record: Record) -> None:
+        sensor = record.sensor
+        if record.measured:
+            db.executemany(
+                "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (sensor, rfc3339(m.end), rfc3339(m.start), m.seq, m.score, m.threshold, m.ratio, m.quality)
+                    for m in record.measured
+                ],
+            )
+        for event in record.events:
+            tr = event.transition
+            new = db.execute(
+                "INSERT OR IGNORE INTO events(event_id, alarm_id, sensor, type, state, severity, ts, payload)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (tr.event_id, tr.alarm_id, sensor, tr.type, tr.state, tr.severity, rfc3339(tr.t), event.payload),
+            ).rowcount
+            if new:
+                db.execute(
+                    "INSERT INTO outbox(event_id, topic, payload, qos, retain, created, sent)"
+                    " VALUES (?, ?, ?, 1, 0, ?, NULL)",
+                    (tr.event_id, event.topic, event.payload, rfc3339(record.t)),
+                )
+        alarm = record.alarm
+        db.execute(
+            "INSERT OR REPLACE INTO alarm_state"
+            "(sensor, alarm_id, state, severity, since, shelved_until, acked_by, ack_why)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                sensor,
+                alarm.alarm_id,
+                alarm.state,
+                alarm.severity,
+                None if alarm.since is None else rfc3339(alarm.since),
+                None if alarm.shelved_until is None else rfc3339(alarm.shelved_until),
+                alarm.acked_by,
+                alarm.ack_why,
+            ),
+        )
+        if record.state is not None:
+            db.execute(
+                "INSERT OR REPLACE INTO pipeline_state(sensor, ts, state) VALUES (?, ?, ?)",
+                (sensor, rfc3339(record.t), record.state),
+            )
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    version = _version(db, path)
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: schema version {version} was written by a newer agent, this one knows {SCHEMA_VERSION}: "
+            "update the agent or name another file in `database`"
+        )
+    for n in range(version, SCHEMA_VERSION):
+        # executescript commits by itself, so the whole step is one script.
+        db.executescript(
+            f"BEGIN IMMEDIATE; {MIGRATIONS[n]}"
+            "CREATE TABLE IF NOT EXISTS schema_version(version INTEGER); DELETE FROM schema_version;"
+            f"INSERT INTO schema_version VALUES ({n + 1}); COMMIT;"
+        )
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "schema_version" in tables:
+        row = db.execute("SELECT version FROM schema_version").fetchone()
+        return int(row[0]) if row else 0
+    if tables:
+        raise StoreError(
+            f"{path}: a database of another program (tables {', '.join(sorted(tables)[:5])}): "
+            "name another file in `database`"
+        )
+    return 0
+
+
+#: What sqlite says, what to do about it.
+_HINTS: tuple[tuple[str, str], ...] = (
+    ("not a database", "it is not a SQLite database: move it away, or name another file in `database`"),
+    (
+        "malformed",
+        "it is damaged: stop the agent, save what `sqlite3 FILE .recover` yields, and start with a new file",
+    ),
+    ("unable to open", "check that the path is a file, and that the agent's user may write it and its folder"),
+    ("readonly", "give the agent's user write permission on the file and its folder"),
+    ("full", "the disk is full: free some space"),
+    ("locked", "another program holds it: is a second agent running on this database?"),
+    ("disk I/O error", "the disk or card fails: check it, and the system's log"),
+)
+
+
+def _hint(message: str) -> str:
+    return next((hint for key, hint in _HINTS if key in message), "check the file and the disk")
+
+
+@contextmanager
+def _errors(path: Path, action: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: cannot be {action} ({error}): {_hint(str(error))}") from error
