@@ -1,0 +1,53 @@
+# What CI runs, runnable by hand. The virtual environment is made on first need and kept up to date.
+#
+# Targets that verify (demo, bench, ims, sound) end their stdout with one line of JSON; all else goes to stderr.
+# DATA=DIR on the command line names the folder of public data (default ../shared/data); make hands it on
+# in the environment by itself.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench ims models sound
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+
+demo: $(VENV)/.installed-demo  ## a broker, a simulated machine, the agent: from start to an alarm in a minute
+	@$(BIN)/edge-agent demo
+
+test: $(VENV)/.installed-all  ## all tests but the long trainings
+	@$(BIN)/python -m pytest -m "not heavy"
+
+check: $(VENV)/.installed-all  ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-all  ## speed and memory, beside the usual libraries in the same run
+	@$(BIN)/python -m benchmarks
+
+ims: $(VENV)/.installed-all  ## NASA IMS and simulated machines, through broker and agent (needs DATA)
+	@$(BIN)/python -m benchmarks.ims
+
+sound: $(VENV)/.installed-all  ## weak supervision and machine ids on sound (needs DATA)
+	@$(BIN)/python -m benchmarks.sound
+
+models: $(VENV)/.installed-all  ## train every bundle under models/ anew from its recipe (needs DATA)
+	@set -e; for recipe in trainer/recipes/*.yaml; do echo "== $$recipe" >&2; $(BIN)/edge-trainer fit "$$recipe"; done
+
+# The demo needs no TensorFlow: it installs what a device has, and the broker written in Python.
+$(VENV)/.installed-demo: setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing the agent into $(VENV) ..." >&2
+	@$(PIP) install -e '.[demo]' >&2
+	@touch $@
+
+$(VENV)/.installed-all: setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing agent, trainer and test tools into $(VENV) (some minutes the first time) ..." >&2
+	@$(PIP) install -e '.[demo,trainer,dev]' >&2
+	@touch $@ $(VENV)/.installed-demo
+
+$(BIN)/python:
+	@PYTHON="$(PYTHON)" .ci/venv "$(VENV)" >&2
