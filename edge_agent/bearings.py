@@ -1,10 +1,10 @@
 """Rolling bearings: from geometry and shaft speed to the frequencies at which their defects strike.
 
-            contact angle        BPFO  outer race, per ball passing a fixed defect
-       ┌──────╲────────┐         BPFI  inner race, per ball passing a turning defect
-       │  ball ╲ (d)   │         BSF   spin of a ball about its own axis
-       │ pitch circle D│         FTF   turn of the cage
-       └───────────────┘
+     contact angle        BPFO  outer race, per ball passing a fixed defect
+┌──────╲────────┐         BPFI  inner race, per ball passing a turning defect
+│  ball ╲ (d)   │         BSF   spin of a ball about its own axis
+│ pitch circle D│         FTF   turn of the cage
+└───────────────┘
 """
 
 from __future__ import annotations
@@ -81,8 +81,14 @@ class Bearing:
         Rexnord ZA-2115 (16 rollers of 8.407 mm on 71.501 mm, 15.17 deg) at 2000 rpm:
         BPFO 236.4, BPFI 296.9, BSF 139.9, FTF 14.8 Hz.
         """
-        if isinstance(speed_hz, bool) or not isinstance(speed_hz, (int, float)) or not 0.0 < speed_hz < math.inf:
-            raise ValueError(f"speed_hz is {speed_hz!r}; it must be a number above 0, in turns a second (rpm / 60)")
+        if (
+            isinstance(speed_hz, bool)
+            or not isinstance(speed_hz, (int, float))
+            or not 0.0 < speed_hz < math.inf
+        ):
+            raise ValueError(
+                f"speed_hz is {speed_hz!r}; it must be a number above 0, in turns a second (rpm / 60)"
+            )
         ratio = self.ball_mm / self.pitch_mm * math.cos(math.radians(self.contact_deg))
         return BearingFrequencies(
             bpfo=self.n_balls / 2.0 * speed_hz * (1.0 - ratio),

@@ -1,8 +1,8 @@
 """Envelope spectrum: amplitudes at which a bearing's defects ring its resonance.
 
-    x ─► band-pass [lo, hi] ─► |analytic signal| ─► Hann, spectrum ─► amplitude at n * BPFO, n * BPFI, ...
-         resonance, some kHz     one blow after      blows a second     summed over the first harmonics
-                                 the other
+x ─► band-pass [lo, hi] ─► |analytic signal| ─► Hann, spectrum ─► amplitude at n * BPFO, n * BPFI, ...
+     resonance, some kHz     one blow after      blows a second     summed over the first harmonics
+                             the other
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ class Envelope(Rows):
         phase = np.arange(phases)[:, np.newaxis]
         turn = 2j * np.pi * phase / n_samples
         self._up = (2.0 / n_samples * np.exp(turn * np.arange(last + 1 - first))).astype(np.complex64)
+        self._mean = np.full(n_samples, 1.0 / n_samples, np.float32)
         window = hann(n_samples)
         self._window = np.ascontiguousarray(window.reshape(length, phases).T)
         scale = 2.0 / float(window.sum(dtype=np.float64))
@@ -165,7 +166,7 @@ class Envelope(Rows):
     def spectrum(self, x: F32) -> F32:
         """(n_samples,) -> amplitudes of the envelope at bins 0, 1, ... of fs / n_samples, in the unit of x."""
         e = self.envelope(x)
-        e -= e.mean()
+        e -= np.dot(e.ravel(), self._mean)
         e *= self._window
         parts = fft.rfft(e, overwrite_x=True)[:, : self._down.shape[1]]
         return np.asarray(np.abs(np.einsum("pk,pk->k", self._down, parts)))

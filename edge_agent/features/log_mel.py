@@ -1,6 +1,6 @@
 """Log-mel spectrogram and MFSC (mel-frequency spectral coefficients) of a sound or vibration window.
 
-    x ─► pre-emphasis ─► Hann frames ─► |FFT|^2 ─► mel filters ─► dB ─► [static, delta, delta-delta, energy]
+x ─► pre-emphasis ─► Hann frames ─► |FFT|^2 ─► mel filters ─► dB ─► [static, delta, delta-delta, energy]
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from edge_agent.features._checks import choice, flag, integer, number
 from edge_agent.features._rows import Rows, frames, hann, sample_count
 from edge_agent.signals import F32, F64
 
-#: Frames whose samples and spectra fit the cache together (64 frames of 1024: 0.5 MiB).
-_BLOCK = 64
+#: Samples of the frames transformed in one call: windowed copy and spectrum stay in a 1 MiB cache.
+_BLOCK = 131072
 _DB = np.float32(10.0 / np.log(10.0))
 
 
@@ -176,18 +176,20 @@ class LogMel(Rows):
             x = y
         if self._pad:
             x = np.pad(x, self._pad)
-        cut = frames(x, self._n_fft, self._hop)
         n_mels = self._bank.n_bands
         out = np.empty((self.n_frames, len(self.names)), np.float32)
-        for start in range(0, self.n_frames, _BLOCK):
-            block = slice(start, min(start + _BLOCK, self.n_frames))
+        cut = frames(x, self._n_fft, self._hop)
+        spectrum = np.empty((self.n_frames, self._n_fft // 2 + 1), np.float32)
+        rows = max(1, _BLOCK // self._n_fft)
+        for start in range(0, self.n_frames, rows):
+            block = slice(start, start + rows)
             windowed = cut[block] * self._window
             if self._energy:
                 out[block, -1] = np.einsum("tn,tn->t", windowed, windowed)
-            spectrum = np.abs(fft.rfft(windowed, overwrite_x=True))
-            if self._power:
-                spectrum *= spectrum
-            out[block, :n_mels] = self._bank(spectrum)
+            np.abs(fft.rfft(windowed, overwrite_x=True), out=spectrum[block])
+        if self._power:
+            spectrum *= spectrum
+        out[:, :n_mels] = self._bank(spectrum)
         static = out[:, :n_mels]
         static[:] = self._decibel(static) if self._power else 2.0 * self._decibel(static, root=True)
         if self._energy:

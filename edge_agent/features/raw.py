@@ -12,7 +12,7 @@ from edge_agent.features._rows import Rows, sample_count
 from edge_agent.signals import F32
 
 
-def build(fs_hz: float, n_samples: int, frame: int | None = None, decimate: int = 1) -> Raw:  # noqa: ARG001
+def build(fs_hz: float, n_samples: int, frame: int | None = None, decimate: int = 1) -> Raw:
     """Samples of (..., n_samples) -> (..., n_frames, frame), in the sensor's unit.
 
     frame    : samples a frame, features s0, s1, ...; the whole window by default

@@ -1,8 +1,8 @@
 """Spectra of a vibration window: band powers, power spectral density, mean short-time spectrum.
 
-    mode "bands"      : power in frequency bands, unit^2          (window by default one segment)
-    mode "psd"        : power spectral density, unit^2/Hz, bin by bin or as band means
-    mode "stft_means" : mean magnitude of 256-point segments, unit, 127 values
+mode "bands"      : power in frequency bands, unit^2          (window by default one segment)
+mode "psd"        : power spectral density, unit^2/Hz, bin by bin or as band means
+mode "stft_means" : mean magnitude of 256-point segments, unit, 127 values
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def build(
     if bands is not None:
         if n_bands is not None or range_hz is not None:
             raise ValueError("bands stand beside n_bands or range_hz; give one or the other")
-        if isinstance(bands, str) or not isinstance(bands, Sequence) or not bands:
+        if not isinstance(bands, (list, tuple)) or not bands:
             raise ValueError(f"bands is {bands!r}; expected a list of [lo, hi] in Hz")
         limits = np.array(
             [interval(f"bands[{i}]", b, at_least=0.0, at_most=fs / 2.0) for i, b in enumerate(bands)]
@@ -103,6 +103,7 @@ class PowerSpectrum(Rows):
         self._log = log_mask(log, names)
         self._n_fft, self._hop = n_fft, hop
         self._window = hann(n_fft)
+        self._mean = np.full(n_fft, 1.0 / n_fft, np.float32)
         n_segments = 1 + (n_samples - n_fft) // hop
         scale = np.full(n_bins, 2.0)
         scale[0] = 1.0
@@ -119,7 +120,7 @@ class PowerSpectrum(Rows):
 
     def row(self, x: F32) -> F32:
         segments = frames(x, self._n_fft, self._hop)
-        segments = segments - segments.mean(-1, keepdims=True)
+        segments = segments - (segments @ self._mean)[:, np.newaxis]
         segments *= self._window
         magnitude = np.abs(fft.rfft(segments, overwrite_x=True))
         power = np.einsum("sk,sk->k", magnitude, magnitude)
@@ -139,9 +140,10 @@ class MeanShortTimeSpectrum(Rows):
         self._n_fft, self._hop = n_fft, hop
         self._window = hann(n_fft) / np.float32(n_fft / 2.0)  # sum 1: a magnitude in the sensor's unit
         n_segments = 1 + (n_samples - n_fft) // hop
+        self._mean = np.full(n_samples, 1.0 / n_samples, np.float32)
         self._average = np.full(n_segments, 1.0 / n_segments, np.float32)
 
     def row(self, x: F32) -> F32:
-        segments = frames(x - x.mean(), self._n_fft, self._hop) * self._window
+        segments = frames(x - np.dot(x, self._mean), self._n_fft, self._hop) * self._window
         magnitude = np.abs(fft.rfft(segments, overwrite_x=True))
         return guarded_log((self._average @ magnitude)[1:-1], self._log)

@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_agent.features._checks import flag
 from edge_agent.features._rows import Rows, guarded_log, log_mask, sample_count
-from edge_agent.signals import F32
+from edge_agent.signals import F32, F64
 
 #: In the order in which they are returned by default.
 STATISTICS = (
@@ -40,7 +40,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def build(
-    fs_hz: float,  # noqa: ARG001  statistics of samples do not depend on the rate
+    fs_hz: float,
     n_samples: int,
     names: Sequence[str] | None = None,
     log: bool | Sequence[str] = False,
@@ -147,4 +147,5 @@ class TimeDomain(Rows):
             crossings / (n - 1),
         )
         picked = np.array([values[i] for i in self._pick])
-        return np.clip(guarded_log(picked, self._log), -_LARGEST, _LARGEST).astype(np.float32)
+        bounded: F64 = np.clip(guarded_log(picked, self._log), -_LARGEST, _LARGEST)
+        return bounded.astype(np.float32)
