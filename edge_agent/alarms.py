@@ -122,7 +122,9 @@ class Refused(Exception):  # noqa: N818 - an answer to a person, not a fault
     """A command that the present state does not allow; the text says what would be possible."""
 
 
-def step(alarm: Alarm, policy: AlarmPolicy, ratio: float, t: float, key: str) -> tuple[Alarm, Transition | None]:
+def step(
+    alarm: Alarm, policy: AlarmPolicy, ratio: float, t: float, key: str
+) -> tuple[Alarm, Transition | None]:
     """Take one scored window.
 
     ratio : score / threshold, finite; t : end of the window, s; key : "agent/sensor", for identities.
@@ -181,7 +183,9 @@ def command(
 ) -> tuple[Alarm, Transition]:
     """A person's command at receipt time t. Raises `Refused` with the reason; nothing changes then."""
     if name == "reset" and alarm.state == LATCHED and alarm.condition:
-        raise Refused("reset refused: the condition still holds; it can be reset once the machine is back to normal")
+        raise Refused(
+            "reset refused: the condition still holds; it can be reset once the machine is back to normal"
+        )
     if name == "shelve":
         if for_s is None or not (math.isfinite(for_s) and 0 < for_s <= 365 * 86400):
             raise Refused(f"shelve refused: for_s is {for_s!r}; expected seconds above 0, at most 365 days")
@@ -192,7 +196,9 @@ def command(
     if name == "ack":
         alarm = replace(alarm, acked_by=by, ack_why=comment)
     if (alarm.state, cause) not in TABLE:
-        possible = [c for c in COMMANDS if (alarm.state, c) in TABLE or (c == "unshelve" and alarm.state == SHLVD)]
+        possible = [
+            c for c in COMMANDS if (alarm.state, c) in TABLE or (c == "unshelve" and alarm.state == SHLVD)
+        ]
         raise Refused(f"{name} refused: the alarm is {alarm.state}; possible now: {', '.join(possible)}")
     after, transition = _apply(alarm, cause, t, key, by, comment)
     assert transition is not None  # the table lists it

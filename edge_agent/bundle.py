@@ -117,10 +117,14 @@ def load(path: Path, machine: str | None = None, *, golden: bool = True) -> Bund
     n = len(features.names)
     mean, std = (np.asarray(v, np.float64) for v in (manifest.residual.mean, manifest.residual.std))
     if mean.shape != (n,) or std.shape != (n,):
-        raise BundleError(f"{path}: bundle.json: residual has {mean.size} means and {std.size} stds for {n} features")
+        raise BundleError(
+            f"{path}: bundle.json: residual has {mean.size} means and {std.size} stds for {n} features"
+        )
     if rule.kind == "indicator" and rule.params["index"] >= n:
         raise BundleError(f"{path}: bundle.json: indicator index {rule.params['index']} for {n} features")
-    bundle = Bundle(path, manifest, sha256(text), Judge(features, model, scorer, mean, std), threshold, calibration)
+    bundle = Bundle(
+        path, manifest, sha256(text), Judge(features, model, scorer, mean, std), threshold, calibration
+    )
     if golden:
         verify_golden(bundle, files, manifest)
     return bundle
@@ -233,9 +237,13 @@ def _judge_for_writing(manifest: Manifest, model: bytes | None) -> Judge:
 def _model(manifest: Manifest, features: FeatureSet, files: dict[str, bytes]) -> Any:
     if MODEL not in files:
         if manifest.score.kind != "indicator":
-            raise BundleError(f"{MODEL} is missing, and score {manifest.score.kind} needs it: copy the whole folder")
+            raise BundleError(
+                f"{MODEL} is missing, and score {manifest.score.kind} needs it: copy the whole folder"
+            )
         return no_model
-    return TFLiteModel(files[MODEL], features.n_patches, (manifest.features.context.width, len(features.names)))
+    return TFLiteModel(
+        files[MODEL], features.n_patches, (manifest.features.context.width, len(features.names))
+    )
 
 
 def _for_machine(

@@ -1,12 +1,12 @@
 """The exception tree, by who has to act.
 
-    EdgeAgentError
-    ├── ConfigError      who wrote the YAML
-    ├── PayloadError     who programmed the sensor
-    ├── RecordingError   who chose the file
-    ├── BundleError      who trained the model
-    ├── StoreError       who looks after the disk
-    └── TransportError   who looks after the broker
+EdgeAgentError
+├── ConfigError      who wrote the YAML
+├── PayloadError     who programmed the sensor
+├── RecordingError   who chose the file
+├── BundleError      who trained the model
+├── StoreError       who looks after the disk
+└── TransportError   who looks after the broker
 """
 
 from __future__ import annotations

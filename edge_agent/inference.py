@@ -35,7 +35,9 @@ def operators(flatbuffer: bytes) -> tuple[str, ...]:
 
 def _load(flatbuffer: bytes) -> Any:
     if flatbuffer[4:8] != b"TFL3":
-        raise BundleError(f"model.tflite is not a TFLite flatbuffer (first bytes {flatbuffer[:8]!r}): export it again")
+        raise BundleError(
+            f"model.tflite is not a TFLite flatbuffer (first bytes {flatbuffer[:8]!r}): export it again"
+        )
     if b"Flex" in flatbuffer:
         raise BundleError(
             "model.tflite uses Flex (Select TensorFlow) operators, which no edge runtime loads: export it "
@@ -44,7 +46,7 @@ def _load(flatbuffer: bytes) -> Any:
     cls, _ = _interpreter_class()
     try:
         return cls(model_content=flatbuffer, num_threads=1)
-    except Exception as error:  # noqa: BLE001 - runtimes raise ValueError or RuntimeError as they please
+    except Exception as error:
         raise BundleError(f"the TFLite runtime refuses model.tflite: {error}") from error
 
 
@@ -71,12 +73,14 @@ class TFLiteModel:
             )
         self._batch = n_patches if signature[0] == -1 or signature[0] == n_patches else 1
         if signature[0] not in (-1, 1, self._batch):
-            raise BundleError(f"model.tflite has a fixed batch of {signature[0]}; a window gives {n_patches} patches")
+            raise BundleError(
+                f"model.tflite has a fixed batch of {signature[0]}; a window gives {n_patches} patches"
+            )
         try:
             if signature[0] == -1 and self._batch != int(inputs[0]["shape"][0]):
                 self._interpreter.resize_tensor_input(inputs[0]["index"], [self._batch, *signature[1:]])
             self._interpreter.allocate_tensors()
-        except Exception as error:  # noqa: BLE001 - see _load
+        except Exception as error:
             raise BundleError(f"the TFLite runtime cannot prepare model.tflite: {error}") from error
         self._input = self._interpreter.get_input_details()[0]
         self._shape = tuple(int(n) for n in self._input["shape"])

@@ -61,7 +61,9 @@ class Judge:
         x = self.features.patches(vectors)
         result = self.scorer(x, self.model(x))
         if not math.isfinite(result.value):
-            raise ValueError(f"model scored {result.value!r}; expected a finite number: the bundle is unusable")
+            raise ValueError(
+                f"model scored {result.value!r}; expected a finite number: the bundle is unusable"
+            )
         return result
 
     def why(self, residual: F32) -> tuple[Cause, ...]:
@@ -160,7 +162,9 @@ def initial(pipeline: Pipeline) -> PipelineState:
     return PipelineState(windowing.initial(pipeline.window), np.zeros((0, width), np.float32))
 
 
-def step(pipeline: Pipeline, state: PipelineState, payload: bytes, received: float) -> tuple[PipelineState, Outcome]:
+def step(
+    pipeline: Pipeline, state: PipelineState, payload: bytes, received: float
+) -> tuple[PipelineState, Outcome]:
     """Take one message, received at `received` (s since 1970).
 
     A bad message changes nothing and comes back as `Dropped`; any exception from here is a bug (or an
@@ -340,7 +344,10 @@ def _take(
         ):
             history = history[:0]
         vectors = np.concatenate([history, vectors])[-context.width :]
-        history, history_end = vectors[-(context.width - 1) :] if context.width > 1 else history[:0], window.end
+        history, history_end = (
+            vectors[-(context.width - 1) :] if context.width > 1 else history[:0],
+            window.end,
+        )
         if len(vectors) < context.width:
             waiting = Measured(window.seq, window.start, window.end, None, None, None)
             return replace(state, history=history, history_end=history_end, last=waiting), waiting, None

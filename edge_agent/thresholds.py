@@ -66,7 +66,9 @@ def fit(scores: F64, method: str, false_alarm_rate: float) -> Threshold:
     if scores.size < 10:
         raise ValueError(f"{scores.size} healthy scores; expected at least 10: calibrate on more windows")
     if not np.isfinite(scores).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} healthy scores are not finite")
+        raise ValueError(
+            f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} healthy scores are not finite"
+        )
     if scores.min() < 0:
         raise ValueError(f"the smallest healthy score is {scores.min():g}; scores must be at least 0")
     if np.ptp(scores) <= 1e-9 * scores.max():
@@ -162,7 +164,9 @@ def _pot(scores: F64, p: float) -> Threshold:
         value = base + scale * math.log(share / p)
     else:
         value = base + scale / shape * ((share / p) ** shape - 1.0)
-    return Threshold(value, "pot", p, scores.size, {"base": base, "shape": shape, "scale": scale, "share": share})
+    return Threshold(
+        value, "pot", p, scores.size, {"base": base, "shape": shape, "scale": scale, "share": share}
+    )
 
 
 def _percentile(scores: F64, p: float) -> Threshold:

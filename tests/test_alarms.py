@@ -77,7 +77,11 @@ TABLE_STORIES = [
     # policy, commands and ratios in turn, expected (type, state)
     ({}, ["raise", "ack", "return"], [("new", UNACK), ("update", ACKED), ("end", NORM)]),
     ({"latching": True}, ["raise", "return", "reset"], [("new", UNACK), ("update", LATCHED), ("end", NORM)]),
-    ({"latching": True}, ["raise", "ack", "return"], [("new", UNACK), ("update", ACKED), ("update", LATCHED)]),
+    (
+        {"latching": True},
+        ["raise", "ack", "return"],
+        [("new", UNACK), ("update", ACKED), ("update", LATCHED)],
+    ),
     (
         {"latching": True},
         ["raise", "return", "raise", "return", "reset"],
@@ -92,7 +96,11 @@ TABLE_STORIES = [
     ),
     ({}, ["shelve", "raise", "return", "unshelve"], [("update", SHLVD), ("end", NORM)]),
     ({}, ["shelve", "raise", "unshelve"], [("update", SHLVD), ("new", UNACK)]),
-    ({}, ["raise", "shelve", "unshelve", "return"], [("new", UNACK), ("update", SHLVD), ("new", UNACK), ("end", NORM)]),
+    (
+        {},
+        ["raise", "shelve", "unshelve", "return"],
+        [("new", UNACK), ("update", SHLVD), ("new", UNACK), ("end", NORM)],
+    ),
     ({}, ["raise", "shelve", "return", "expire"], [("new", UNACK), ("update", SHLVD), ("end", NORM)]),
     ({}, ["raise", "shelve", "expire"], [("new", UNACK), ("update", SHLVD), ("new", UNACK)]),
 ]

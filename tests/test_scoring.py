@@ -49,13 +49,17 @@ def test_log_odds_stays_finite_and_not_negative(logit):
 def test_indicator_is_the_feature_itself():
     """Feature 2 of the newest vector, unchanged."""
     positive = np.abs(X)
-    assert scoring.build(ScoreRule("indicator", {"index": 2}))(positive, []).value == float(positive[-1, -1, 2])
+    assert scoring.build(ScoreRule("indicator", {"index": 2}))(positive, []).value == float(
+        positive[-1, -1, 2]
+    )
 
 
 def test_why_names_the_feature_that_left_normal():
     """Shares are of the excess over normal and sum to 1; z counts normal's standard deviations."""
     mean, std = np.full(4, 1.0), np.full(4, 0.5)
-    causes = scoring.explain(("rms", "bpfo_envelope", "kurtosis", "skewness"), np.array([1.5, 5.5, 0.2, 1.0]), mean, std)
+    causes = scoring.explain(
+        ("rms", "bpfo_envelope", "kurtosis", "skewness"), np.array([1.5, 5.5, 0.2, 1.0]), mean, std
+    )
     assert causes == (("bpfo_envelope", 0.9, 9.0), ("rms", 0.1, 1.0))
     assert scoring.explain(("rms",), np.array([0.5]), mean[:1], std[:1]) == ()
 
