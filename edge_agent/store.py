@@ -165,7 +165,10 @@ class Store:
                 " WHERE sent IS NULL ORDER BY id LIMIT ?",
                 (limit,),
             ).fetchall()
-        return tuple(OutboxRow(*row[:5], retain=bool(row[5]), created=parse_time(row[6])) for row in rows)
+        return tuple(
+            OutboxRow(row_id, event_id, topic, payload, qos, bool(retain), parse_time(created))
+            for row_id, event_id, topic, payload, qos, retain, created in rows
+        )
 
     def mark_sent(self, ids: Sequence[int], t: float) -> None:
         """Note that the broker has acknowledged these rows at t."""

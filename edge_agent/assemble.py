@@ -1,0 +1,156 @@
+"""Configuration and bundles in, one ready `Pipeline` a sensor out; every mistake of both at once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from edge_agent import bundle as bundles
+from edge_agent import thresholds
+from edge_agent.bundle import Bundle
+from edge_agent.config import Config, SensorConfig, ThresholdOverride, WindowOverride
+from edge_agent.config import load as load_config
+from edge_agent.errors import BundleError, ConfigError, Problem
+from edge_agent.pipeline import Identity, Pipeline
+from edge_agent.thresholds import Threshold
+from edge_agent.windowing import WindowSpec
+
+#: Rate of a re-fit where neither the configuration nor the bundle names one.
+DEFAULT_RATE = 1e-3
+
+
+def assemble(config: Config) -> dict[str, Pipeline]:
+    """A pipeline for every sensor, in the order of the file.
+
+    A bundle is loaded once however many sensors use it (once per machine where it knows machines
+    apart): its model serves one thread. Raises one ConfigError with the problems of all sensors.
+    """
+    cache: dict[tuple[Path, str | None], Bundle | BundleError] = {}
+    pipelines: dict[str, Pipeline] = {}
+    problems: list[Problem] = []
+    for sensor in config.sensors.values():
+        built = _pipeline(config, sensor, cache)
+        if isinstance(built, Pipeline):
+            pipelines[sensor.id] = built
+        else:
+            problems += built
+    if problems:
+        raise ConfigError(str(config.path), problems)
+    return pipelines
+
+
+def check(path: Path) -> tuple[Problem, ...]:
+    """Every mistake of a configuration file and of the bundles it names; empty where all is well."""
+    try:
+        assemble(load_config(path))
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _pipeline(
+    config: Config, sensor: SensorConfig, cache: dict[tuple[Path, str | None], Bundle | BundleError]
+) -> Pipeline | list[Problem]:
+    where = f"sensors.{sensor.id}"
+    try:
+        bundle = _load(sensor, cache)
+    except BundleError as error:
+        return [Problem(f"{where}.model", str(error), "a bundle this agent can use")]
+    problems: list[Problem] = []
+    try:
+        bundles.check_sensor(bundle, sensor.fs_hz, len(sensor.channels))
+    except BundleError as error:
+        spec = bundle.manifest.features
+        wrong_rate = not math.isclose(spec.fs_hz, sensor.fs_hz, rel_tol=1e-3)
+        key, value = ("fs_hz", f"{sensor.fs_hz:g}") if wrong_rate else ("channels", str(list(sensor.channels)))
+        problems.append(Problem(f"{where}.{key}", value, str(error)))
+    if sensor.unit is not None and bundle.manifest.unit is not None and sensor.unit != bundle.manifest.unit:
+        problems.append(
+            Problem(f"{where}.unit", repr(sensor.unit), f"{bundle.manifest.unit!r}, in which {bundle.path} was trained")
+        )
+    window = _window(where, sensor, bundle, problems)
+    threshold, source = _threshold(where, sensor.threshold, bundle, problems)
+    if problems:
+        return problems
+    return Pipeline(
+        identity=Identity(
+            agent=config.agent_id,
+            sensor=sensor.id,
+            machine=sensor.machine,
+            bundle=bundle.manifest.name,
+            version=bundle.manifest.version,
+            sha256=bundle.sha256,
+            limit_source=source,
+        ),
+        layout=sensor.layout,
+        channels=sensor.channels,
+        window=window,
+        judge=bundle.judge,
+        threshold=threshold,
+        policy=sensor.policy,
+        max_payload_bytes=sensor.max_payload_bytes,
+    )
+
+
+def _load(sensor: SensorConfig, cache: dict[tuple[Path, str | None], Bundle | BundleError]) -> Bundle:
+    # Where the bundle knows no machines apart, all sensors share one model in memory.
+    machine = sensor.machine if sensor.machine in bundles.read_manifest(sensor.model).classes else None
+    key = sensor.model, machine
+    if key not in cache:
+        try:
+            cache[key] = bundles.load(sensor.model, machine)
+        except BundleError as error:
+            cache[key] = error
+    found = cache[key]
+    if isinstance(found, BundleError):
+        raise found
+    return found
+
+
+def _window(where: str, sensor: SensorConfig, bundle: Bundle, problems: list[Problem]) -> WindowSpec:
+    """The bundle's window with the sensor's hop; another length would change every feature."""
+    spec, given = bundle.manifest.features, sensor.window or WindowOverride()
+    n = spec.n_samples
+    if given.n_samples not in (None, n):
+        problems.append(
+            Problem(
+                f"{where}.window.n_samples",
+                str(given.n_samples),
+                f"{n}, the length {bundle.path} was trained for; only the hop is free",
+            )
+        )
+    # Half a sample: a duration is written in decimals.
+    if given.duration_s is not None and abs(given.duration_s * spec.fs_hz - n) > 0.5 + 1e-3 * n:
+        problems.append(
+            Problem(
+                f"{where}.window.duration_s",
+                f"{given.duration_s:g}",
+                f"{n / spec.fs_hz:.10g} ({n} samples), the length {bundle.path} was trained for; only the hop is free",
+            )
+        )
+    hop = given.hop_samples or spec.hop_samples
+    if given.hop_s is not None:
+        hop = max(1, round(given.hop_s * sensor.fs_hz))
+    return WindowSpec(sensor.fs_hz, n, hop, len(sensor.channels), sensor.silent_after_s)
+
+
+def _threshold(
+    where: str, given: ThresholdOverride | None, bundle: Bundle, problems: list[Problem]
+) -> tuple[Threshold, str]:
+    """The limit and where it comes from; fitted again only where the configuration asks for another."""
+    own = bundle.threshold
+    if given is None:
+        return own, "bundle"
+    if given.value is not None:
+        return Threshold(given.value, "value"), "config"
+    method = given.method or (own.method if own.method in thresholds.METHODS else "gamma")
+    rate = given.false_alarm_rate or own.false_alarm_rate or DEFAULT_RATE
+    if (method, rate) == (own.method, own.false_alarm_rate):
+        return own, "bundle"
+    try:
+        return thresholds.fit(bundle.calibration, method, rate), "config"
+    except ValueError as error:
+        problems.append(
+            Problem(f"{where}.threshold", f"{method} at {rate:g}", f"a limit {bundle.path} can carry: {error}")
+        )
+        return own, "bundle"
