@@ -1,12 +1,9 @@
-"""Publishes a microphone, or a WAV file over and over, as `i16le` in chunks of 1 s.
+"""Publishes a microphone, or a WAV file at its own pace, in chunks of 1 s; a microphone needs: pip install sounddevice.
 
-    python examples/publish_microphone.py [HOST[:PORT] [TOPIC [FILE.wav]]]     (a microphone needs: pip install sounddevice)
+Its sensor's configuration: payload {format: i16le, header: ts_seq}, fs_hz 16000."""
 
-Configuration of the sensor: payload: {format: i16le, header: ts_seq}, fs_hz: 16000
-"""
-
+import argparse
 import struct
-import sys
 import time
 import wave
 
@@ -15,32 +12,32 @@ import paho.mqtt.client as mqtt
 FS_HZ = 16000
 
 
-def microphone():
-    """One second of 16-bit mono samples after another, as bytes."""
-    import sounddevice
+def seconds(path):
+    """One second of 16-bit mono samples after another, as bytes: from the microphone where path is None."""
+    if path is None:
+        import sounddevice
 
-    with sounddevice.RawInputStream(samplerate=FS_HZ, channels=1, dtype="int16") as stream:
-        while True:
-            yield bytes(stream.read(FS_HZ)[0])
-
-
-def wav_file(path):
-    """The same from a 16-bit mono file, at the pace of real time."""
-    while True:
-        with wave.open(path) as wav:
-            assert wav.getparams()[:3] == (1, 2, FS_HZ), f"{path}: expected 16-bit mono at {FS_HZ} Hz"
-            while len(second := wav.readframes(FS_HZ)) == 2 * FS_HZ:
-                time.sleep(1)
-                yield second
+        with sounddevice.RawInputStream(samplerate=FS_HZ, channels=1, dtype="int16") as microphone:
+            while True:
+                yield bytes(microphone.read(FS_HZ)[0])
+    with wave.open(path) as wav:
+        if wav.getparams()[:3] != (1, 2, FS_HZ):
+            raise SystemExit(f"{path}: {wav.getparams()[:3]}; expected 1 channel, 2 bytes, {FS_HZ} Hz")
+        while second := wav.readframes(FS_HZ):
+            time.sleep(len(second) / 2 / FS_HZ)
+            yield second
 
 
-host, topic, *file = sys.argv[1:] + ["localhost", "plant/demo/sound"][len(sys.argv[1:3]) :]
-address, _, port = host.partition(":")
+args = argparse.ArgumentParser(description=__doc__)
+args.add_argument("--host", default="localhost")
+args.add_argument("--port", type=int, default=1883)
+args.add_argument("--topic", default="plant/demo/sound")
+args.add_argument("--wav", help="a 16-bit mono file at 16 kHz instead of the microphone")
+args = args.parse_args()
 client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-client.connect(address, int(port or 1883))
+client.connect(args.host, args.port)
 client.loop_start()
-
-start = time.time()
-for seq, second in enumerate(wav_file(file[0]) if file else microphone()):
-    header = struct.pack("<qI", round((start + seq) * 1e9), seq & 0xFFFFFFFF)  # int64 ns UTC, uint32
-    client.publish(topic, header + second)
+for seq, second in enumerate(seconds(args.wav)):
+    first = time.time() - len(second) / 2 / FS_HZ  # when the first sample was taken
+    client.publish(args.topic, struct.pack("<qI", round(first * 1e9), seq & 0xFFFFFFFF) + second).wait_for_publish(5)
+client.disconnect()
