@@ -104,6 +104,18 @@ def initial(spec: WindowSpec) -> WindowerState:
     return WindowerState(tail=np.empty((spec.n_channels, 0), np.float32))
 
 
+def fits(state: WindowerState, spec: WindowSpec) -> bool:
+    """Whether a stored state can go on under this spec: channels, tail and anchors agree with it."""
+    n_channels, m = state.tail.shape
+    offsets = [offset for offset, _ in state.anchors]
+    return (
+        n_channels == spec.n_channels
+        and m < spec.n_samples
+        and 0 <= state.skip < max(1, spec.hop_samples)
+        and (m == 0 or (offsets[:1] == [0] and offsets == sorted(offsets) and offsets[-1] < m))
+    )
+
+
 def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) -> Pushed:
     """Take one chunk (n_channels, n >= 1), give the windows it completes.
 
@@ -216,7 +228,7 @@ def _cut(
     )
     buffer.flags.writeable = False
     length = buffer.shape[1]
-    anchors = (*state.anchors, (m, t))
+    anchors = (*state.anchors, (m, t)) if m else ((0, t),)
     position, held = state.skip, 0  # held: index of the message that holds the sample at `position`
     windows: list[Window] = []
     while True:
