@@ -16,7 +16,8 @@ from edge_agent.scoring import ScoreRule
 def healthy(n: int, n_channels: int = 1, seed: int = 0, level: float = 1.0) -> np.ndarray:
     """(n_channels, n) float32 Gaussian noise whose RMS wanders by a few per cent, as a machine's does."""
     rng = np.random.default_rng(seed)
-    wander = 1.0 + 0.03 * np.interp(np.arange(n), np.arange(0, n + 512, 512), rng.standard_normal(n // 512 + 2))
+    knots = n // 512 + 2
+    wander = 1.0 + 0.03 * np.interp(np.arange(n), 512 * np.arange(knots), rng.standard_normal(knots))
     return (level * wander * rng.standard_normal((n_channels, n))).astype(np.float32)
 
 
