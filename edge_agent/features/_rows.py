@@ -46,11 +46,16 @@ class Rows(ABC):
         out = np.empty((*lead, self.n_frames, len(self.names)), np.float32)
         for index in itertools.product(*map(range, lead)):
             row = np.ascontiguousarray(x[index], np.float32)
-            if not float(np.dot(row, row)) <= self.max_energy:
-                limit = np.float32(math.sqrt(self.max_energy / self.n_samples))
-                row = np.clip(row, -limit, limit)
-            out[index] = self.row(row)
+            out[index] = self.row(self._bounded(row) if self.max_energy < math.inf else row)
         return out
+
+    def _bounded(self, row: F32) -> F32:
+        with np.errstate(over="ignore"):
+            energy = float(np.dot(row, row))
+        if energy <= self.max_energy:
+            return row
+        limit = np.float32(math.sqrt(self.max_energy / self.n_samples))
+        return np.clip(row, -limit, limit)
 
 
 def sample_count(value: object, at_least: int = 2) -> int:

@@ -67,9 +67,9 @@ def build(
     A quotient whose denominator vanishes is 0: silence gives 0 everywhere, a constant no skewness or kurtosis.
     Agrees with numpy and scipy.stats in float64 to 1e-5 relative, at any scale from 1e-38 to 1e38.
     """
-    chosen = STATISTICS if names is None else tuple(names)
-    if isinstance(names, str) or not chosen:
+    if names is not None and (not isinstance(names, (list, tuple)) or not names):
         raise ValueError(f"names is {names!r}; expected a list of statistics: {', '.join(STATISTICS)}")
+    chosen = STATISTICS if names is None else tuple(names)
     for name in chosen:
         if name not in STATISTICS:
             raise ValueError(f"names has {name!r}; known: {', '.join(STATISTICS)}")
