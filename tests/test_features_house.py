@@ -27,13 +27,18 @@ def variants():
             {"mode": "stft_means", "log": True},
         ],
         "envelope": [{"relative": True}, {"pick": "sum", "log": True}, {"n_harmonics": 12}],
-        "log_mel": [{"deltas": 2, "energy": True, "preemphasis": 0.97}, {"spectrum": "magnitude", "center": True}],
+        "log_mel": [
+            {"deltas": 2, "energy": True, "preemphasis": 0.97},
+            {"spectrum": "magnitude", "center": True},
+        ],
         "raw": [{"frame": 100, "decimate": 3}],
     }
     for kind in kinds():
         example = dict(getattr(importlib.import_module(f"edge_agent.features.{kind}"), "EXAMPLE", {}))
         for extra in ({}, *more.get(kind, [])):
-            yield pytest.param(kind, {**example, **extra}, id=f"{kind}-{'-'.join(map(str, extra)) or 'default'}")
+            yield pytest.param(
+                kind, {**example, **extra}, id=f"{kind}-{'-'.join(map(str, extra)) or 'default'}"
+            )
 
 
 every_family = pytest.mark.parametrize(("kind", "params"), list(variants()))
@@ -125,5 +130,5 @@ def test_parameters_of_the_wrong_type_are_refused(kind):
 
 def test_unknown_family_is_refused():
     """A family that does not exist is refused with the known ones."""
-    with pytest.raises(ValueError, match="'spectrum' is unknown; known: .*time_domain"):
+    with pytest.raises(ValueError, match=r"'spectrum' is unknown; known: .*time_domain"):
         build("spectrum", FS, N, {})

@@ -113,7 +113,9 @@ def test_silence_and_constants():
     v = features(np.full(N, 0.1))
     assert [v[n] for n in ("std", "skewness", "kurtosis", "zero_crossing_rate")] == [0.0] * 4
     assert [v[n] for n in ("mean", "rms", "peak", "abs_mean")] == pytest.approx([0.1] * 4)
-    assert [v[n] for n in ("crest_factor", "shape_factor", "clearance_factor")] == pytest.approx([1.0] * 3, rel=1e-5)
+    assert [v[n] for n in ("crest_factor", "shape_factor", "clearance_factor")] == pytest.approx(
+        [1.0] * 3, rel=1e-5
+    )
 
 
 def test_remove_dc_makes_statistics_blind_to_an_offset():

@@ -130,8 +130,8 @@ class Envelope(Rows):
         self._log = log_mask(log, names)
         self._relative = relative
         df = fs / n_samples
-        first = max(1, math.ceil(band[0] / df))
-        last = min((n_samples - 1) // 2, math.floor(band[1] / df))
+        first = max(1, math.ceil(band[0] / df - 1e-9))
+        last = min((n_samples - 1) // 2, math.floor(band[1] / df + 1e-9))
         if last <= first:
             raise ValueError(f"band {band[0]:g} to {band[1]:g} Hz holds no two bins of {df:.4g} Hz; widen it")
         self._band = slice(first, last + 1)

@@ -37,7 +37,8 @@ def build(
 ) -> LogMel:
     """Log-mel values of (..., n_samples) -> (..., n_frames, n_mels * (1 + deltas) + energy), in dB.
 
-    n_fft, hop  : samples; default 64 ms rounded up to a power of two (1024 at 16 kHz) and half of it
+    n_fft, hop  : samples; default 64 ms and at least 512, rounded up to a power of two (1024 at 16 kHz);
+                  half of it
     n_mels      : triangular filters from fmin to fmax Hz (default fs/2), equally spaced on the HTK scale
                   mel(f) = 2595 log10(1 + f / 700)
     height      : "equal": every filter's peak is 1; "area": peak 2 / (upper - lower limit in Hz), which
@@ -60,7 +61,7 @@ def build(
     fs = number("fs_hz", fs_hz, above=0.0)
     n_samples = sample_count(n_samples, at_least=16)
     length = (
-        2 ** int(np.ceil(np.log2(max(16.0, 0.064 * fs)) - 1e-9))
+        2 ** int(np.ceil(np.log2(max(512.0, 0.064 * fs)) - 1e-9))
         if n_fft is None
         else integer("n_fft", n_fft, at_least=16)
     )
