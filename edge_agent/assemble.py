@@ -62,11 +62,17 @@ def _pipeline(
     except BundleError as error:
         spec = bundle.manifest.features
         wrong_rate = not math.isclose(spec.fs_hz, sensor.fs_hz, rel_tol=1e-3)
-        key, value = ("fs_hz", f"{sensor.fs_hz:g}") if wrong_rate else ("channels", str(list(sensor.channels)))
+        key, value = (
+            ("fs_hz", f"{sensor.fs_hz:g}") if wrong_rate else ("channels", str(list(sensor.channels)))
+        )
         problems.append(Problem(f"{where}.{key}", value, str(error)))
     if sensor.unit is not None and bundle.manifest.unit is not None and sensor.unit != bundle.manifest.unit:
         problems.append(
-            Problem(f"{where}.unit", repr(sensor.unit), f"{bundle.manifest.unit!r}, in which {bundle.path} was trained")
+            Problem(
+                f"{where}.unit",
+                repr(sensor.unit),
+                f"{bundle.manifest.unit!r}, in which {bundle.path} was trained",
+            )
         )
     window = _window(where, sensor, bundle, problems)
     threshold, source = _threshold(where, sensor.threshold, bundle, problems)
@@ -151,6 +157,8 @@ def _threshold(
         return thresholds.fit(bundle.calibration, method, rate), "config"
     except ValueError as error:
         problems.append(
-            Problem(f"{where}.threshold", f"{method} at {rate:g}", f"a limit {bundle.path} can carry: {error}")
+            Problem(
+                f"{where}.threshold", f"{method} at {rate:g}", f"a limit {bundle.path} can carry: {error}"
+            )
         )
         return own, "bundle"

@@ -191,7 +191,12 @@ def _vote(value: Any) -> tuple[int, int]:
 
 
 def _scale(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value == 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value == 0
+    ):
         raise _Wrong("a finite number other than 0: the physical unit of one count")
     return float(value)
 
@@ -281,8 +286,12 @@ def load(path: Path, *, secrets: bool = True) -> Config:
         problem = Problem("file", f"byte {error.start} is not UTF-8", "YAML text in UTF-8")
         raise ConfigError(str(path), [problem]) from None
     except OSError as error:
-        raise ConfigError(str(path), [Problem("file", error.strerror or "unreadable", "a YAML file")]) from None
-    return parse(text, path, os.environ if secrets else None, lambda p: p.read_text("utf-8"), socket.gethostname())
+        raise ConfigError(
+            str(path), [Problem("file", error.strerror or "unreadable", "a YAML file")]
+        ) from None
+    return parse(
+        text, path, os.environ if secrets else None, lambda p: p.read_text("utf-8"), socket.gethostname()
+    )
 
 
 def parse(
@@ -335,7 +344,9 @@ class _Parser:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "file"
-            self.wrong(where, error.problem or "a syntax error", "valid YAML: check indentation, colons and quotes")
+            self.wrong(
+                where, error.problem or "a syntax error", "valid YAML: check indentation, colons and quotes"
+            )
             return {}
         except (yaml.YAMLError, RecursionError) as error:
             what = "too deeply nested" if isinstance(error, RecursionError) else str(error).splitlines()[0]
@@ -356,7 +367,9 @@ class _Parser:
 
     def _plain(self, node: Any, where: str, above: tuple[int, ...]) -> Any:
         if id(node) in above:
-            self.wrong(where, "an alias of something that contains it", "values that do not contain themselves")
+            self.wrong(
+                where, "an alias of something that contains it", "values that do not contain themselves"
+            )
             return None
         if isinstance(node, yaml.ScalarNode):
             return node.value if node.style else _scalar(node.value)
@@ -367,7 +380,9 @@ class _Parser:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                self.wrong(where or "file", f"a list or mapping as a key in line {line}", "a plain word as a key")
+                self.wrong(
+                    where or "file", f"a list or mapping as a key in line {line}", "a plain word as a key"
+                )
                 continue
             key = str(key_node.value)
             inner = f"{where}.{key}" if where else key
@@ -452,20 +467,28 @@ class _Parser:
         before = len(self.problems)
         topic = v.get("topic")
         if topic is not None and (topic == base or topic.startswith(base + "/")):
-            self.wrong(f"{where}.topic", topic, f"a topic outside {base}/, which is the agent's own (mqtt.base)")
+            self.wrong(
+                f"{where}.topic", topic, f"a topic outside {base}/, which is the agent's own (mqtt.base)"
+            )
         layout = self.layout(where, v)
         for pair in (("n_samples", "duration_s"), ("hop_samples", "hop_s")):
             if all(v.get(f"window.{key}") is not None for key in pair):
                 self.wrong(f"{where}.window", f"{pair[0]} and {pair[1]}", "one of the two")
         value = v.get("threshold.value")
-        if value is not None and any(v.get(f"threshold.{k}") is not None for k in ("method", "false_alarm_rate")):
-            self.wrong(f"{where}.threshold", "value and method or false_alarm_rate", "a value, or what to fit")
+        if value is not None and any(
+            v.get(f"threshold.{k}") is not None for k in ("method", "false_alarm_rate")
+        ):
+            self.wrong(
+                f"{where}.threshold", "value and method or false_alarm_rate", "a value, or what to fit"
+            )
         warning, alarm = v.get("alarm.warning_ratio"), v.get("alarm.alarm_ratio")
         if warning is not None and alarm is not None and alarm < warning:
             self.wrong(f"{where}.alarm.alarm_ratio", alarm, f"at least warning_ratio ({warning:g})")
         if len(self.problems) > before or layout is None or any(k not in v for k in _SENSOR_KEYS):
             return None
-        window = WindowOverride(*(v[f"window.{k}"] for k in ("n_samples", "hop_samples", "duration_s", "hop_s")))
+        window = WindowOverride(
+            *(v[f"window.{k}"] for k in ("n_samples", "hop_samples", "duration_s", "hop_s"))
+        )
         threshold = ThresholdOverride(*(v[f"threshold.{k}"] for k in ("method", "false_alarm_rate", "value")))
         return SensorConfig(
             id=name,
@@ -507,7 +530,9 @@ class _Parser:
             for other in by_topic.setdefault(sensor.topic, []):
                 where = f"sensors.{sensor.id}"
                 if sensor.layout != other.layout:
-                    self.wrong(f"{where}.payload", _describe(sensor.layout), _same(other, "payload", other.layout))
+                    self.wrong(
+                        f"{where}.payload", _describe(sensor.layout), _same(other, "payload", other.layout)
+                    )
                 elif sensor.fs_hz != other.fs_hz:
                     self.wrong(f"{where}.fs_hz", sensor.fs_hz, _same(other, "fs_hz", other.fs_hz))
                 elif shared := sorted(set(sensor.channels) & set(other.channels)):
@@ -547,7 +572,9 @@ class _Parser:
             found[rest] = self._value(key, value, here)
             return
         below = prefix + rest + ("." if rest else "")
-        known = sorted({name[len(below) :].split(".")[0] for name in KEYS if name.startswith(below)} - {"sensors"})
+        known = sorted(
+            {name[len(below) :].split(".")[0] for name in KEYS if name.startswith(below)} - {"sensors"}
+        )
         if not isinstance(value, dict):
             self.wrong(here or "file", value, f"a mapping with {', '.join(known)}")
             for name in KEYS:
@@ -560,7 +587,9 @@ class _Parser:
                 continue
             candidates = known if here else [*known, "defaults", "sensors"]
             near = difflib.get_close_matches(name, candidates, 1)
-            expected = f"`{near[0]}`? That is the nearest known key" if near else f"one of {', '.join(candidates)}"
+            expected = (
+                f"`{near[0]}`? That is the nearest known key" if near else f"one of {', '.join(candidates)}"
+            )
             dotted = f"{here}.{name}" if here else name
             hidden = dotted.startswith("mqtt.") or isinstance(inner, (dict, list))
             self.wrong(dotted, _UNKNOWN if hidden else _Unknown(inner), expected)

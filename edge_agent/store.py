@@ -179,7 +179,9 @@ class Store:
     def outbox_stats(self) -> tuple[int, float | None]:
         """How many events wait for the broker, and the receipt time in s of the oldest."""
         with _errors(self.path, "read"):
-            n, oldest = self._db.execute("SELECT count(*), min(created) FROM outbox WHERE sent IS NULL").fetchone()
+            n, oldest = self._db.execute(
+                "SELECT count(*), min(created) FROM outbox WHERE sent IS NULL"
+            ).fetchone()
         return int(n), None if oldest is None else parse_time(oldest)
 
     def prune(self, now_t: float, days: float = 35.0) -> int:
@@ -191,7 +193,9 @@ class Store:
         deleted = 0
         with _errors(self.path, "written"):
             for (sensor,) in self._db.execute("SELECT sensor FROM alarm_state").fetchall():
-                newest = self._db.execute("SELECT max(ts) FROM scores WHERE sensor = ?", (sensor,)).fetchone()[0]
+                newest = self._db.execute(
+                    "SELECT max(ts) FROM scores WHERE sensor = ?", (sensor,)
+                ).fetchone()[0]
                 if newest is not None:
                     cutoff = rfc3339(min(now_t, parse_time(newest)) - days * 86400.0)
                     deleted += self._delete("scores", "sensor = ? AND ts < ?", (sensor, cutoff))
@@ -208,7 +212,8 @@ class Store:
         deleted = 0
         while True:
             n = self._db.execute(
-                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE {where} LIMIT {PRUNE_SLICE})", values
+                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE {where} LIMIT {PRUNE_SLICE})",
+                values,
             ).rowcount
             deleted += n
             if n < PRUNE_SLICE:
@@ -233,7 +238,16 @@ class Store:
                 "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (sensor, rfc3339(m.end), rfc3339(m.start), m.seq, m.score, m.threshold, m.ratio, m.quality)
+                    (
+                        sensor,
+                        rfc3339(m.end),
+                        rfc3339(m.start),
+                        m.seq,
+                        m.score,
+                        m.threshold,
+                        m.ratio,
+                        m.quality,
+                    )
                     for m in record.measured
                 ],
             )
@@ -242,7 +256,16 @@ class Store:
             new = db.execute(
                 "INSERT OR IGNORE INTO events(event_id, alarm_id, sensor, type, state, severity, ts, payload)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (tr.event_id, tr.alarm_id, sensor, tr.type, tr.state, tr.severity, rfc3339(tr.t), event.payload),
+                (
+                    tr.event_id,
+                    tr.alarm_id,
+                    sensor,
+                    tr.type,
+                    tr.state,
+                    tr.severity,
+                    rfc3339(tr.t),
+                    event.payload,
+                ),
             ).rowcount
             if new:
                 db.execute(
@@ -309,7 +332,10 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "malformed",
         "it is damaged: stop the agent, save what `sqlite3 FILE .recover` yields, and start with a new file",
     ),
-    ("unable to open", "check that the path is a file, and that the agent's user may write it and its folder"),
+    (
+        "unable to open",
+        "check that the path is a file, and that the agent's user may write it and its folder",
+    ),
     ("readonly", "give the agent's user write permission on the file and its folder"),
     ("full", "the disk is full: free some space"),
     ("locked", "another program holds it: is a second agent running on this database?"),

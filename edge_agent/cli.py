@@ -1,0 +1,467 @@
+"""`edge-agent`: thin calls into the library. Results go to stdout, messages to stderr.
+
+Exit codes: 0 well, 1 failed, 2 usage, 3 an alarm is active (`status`), 78 bad configuration.
+Each command imports what it needs when it is called: a small board starts the agent in a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edge_agent import __version__
+from edge_agent.errors import ConfigError, EdgeAgentError
+
+if TYPE_CHECKING:
+    from edge_agent.config import Config
+
+WELL, FAILED, USAGE, ALARM_ACTIVE, BAD_CONFIG = 0, 1, 2, 3, 78
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["simulate"]:
+        from edge_agent import simulate_files
+
+        return simulate_files.main(args[1:])
+    try:
+        parsed = _parser().parse_args(args)
+    except SystemExit as stop:  # argparse has said why
+        return int(stop.code or 0)
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    try:
+        code = run(parsed)
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        _say(str(error))
+        return BAD_CONFIG
+    except EdgeAgentError as error:
+        _say(str(error))
+        return FAILED
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough. Python flushes stdout at exit and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WELL
+    except KeyboardInterrupt:
+        return FAILED
+
+
+def duration(text: str) -> float:
+    """Seconds of `90`, `60s`, `30m`, `8h`, `2d`; ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{text!r}; expected seconds, or a number with s, m, h or d, such as 8h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+def _run(a: argparse.Namespace) -> int:
+    from edge_agent import daemon
+
+    return daemon.run(a.config)
+
+
+def _check(a: argparse.Namespace) -> int:
+    from edge_agent.assemble import assemble
+    from edge_agent.config import load
+
+    config = load(a.config)
+    pipelines = assemble(config)
+    for name, pipeline in pipelines.items():
+        if pipeline.threshold.warning:
+            _say(f"{a.config}: sensors.{name}: note: {pipeline.threshold.warning}")
+    if a.connect:
+        from edge_agent import transport
+
+        transport.probe(config.mqtt)
+    bundles = {p.identity.sha256 for p in pipelines.values()}
+    broker = f"{config.mqtt.host}:{config.mqtt.port}"
+    if a.json:
+        _line(
+            {
+                "ok": True,
+                "path": str(a.config),
+                "sensors": sorted(pipelines),
+                "bundles": sorted(bundles),
+                "broker": broker if a.connect else None,
+            }
+        )
+    else:
+        reached = f"; the broker {broker} answers" if a.connect else ""
+        print(
+            f"{a.config}: well: {_count(len(pipelines), 'sensor')}, {_count(len(bundles), 'bundle')}{reached}"
+        )
+    return WELL
+
+
+def _replay(a: argparse.Namespace) -> int:
+    from edge_agent import replay
+    from edge_agent.config import load
+
+    config = load(a.config)
+    _known_sensor(config, a.sensor)
+    result = replay.replay(config, a.sensor, a.path, a.channel, a.speed, _progress())
+    if a.json:
+        _line(result)
+    else:
+        print(", ".join(f"{key} {_cell(value)}" for key, value in result.items()))
+    return WELL
+
+
+def _capture(a: argparse.Namespace) -> int:
+    from edge_agent import replay
+    from edge_agent.config import load
+
+    config = load(a.config)
+    _known_sensor(config, a.sensor)
+    n = replay.capture(config, a.sensor, a.out, a.for_s)
+    if a.json:
+        _line({"sensor": a.sensor, "path": str(a.out), "messages": n})
+    else:
+        print(f"{a.out}: {_count(n, 'message')} of {a.sensor}")
+    return WELL if n else FAILED
+
+
+def _score(a: argparse.Namespace) -> int:
+    from edge_agent import bundle as bundles
+    from edge_agent import offline
+    from edge_agent.recordings import Ask, open_recordings
+
+    bundle = bundles.load(a.bundle, a.machine)
+    ask = Ask(a.fs, None if a.channel is None else (a.channel,))
+    columns = _Columns(ts=24, start=24, seq=7, score=12, threshold=12, ratio=9, quality=8, recording=0)
+    rows = 0
+    for recording in open_recordings(a.path, ask):
+        before = rows
+        for m in offline.score_recording(bundle, recording):
+            rows += 1
+            _row(a.json, columns, {**_measured(m), "recording": recording.name})
+        if rows == before:
+            n = bundle.manifest.features.n_samples
+            _say(f"{recording.path}: {recording.name}: no window in it; one takes {n} samples without a gap")
+    if not rows:
+        _say(f"{a.path}: nothing was scored")
+    return WELL if rows else FAILED
+
+
+def _status(a: argparse.Namespace) -> int:
+    from edge_agent import queries
+
+    config = _offline_config(a)
+    found = queries.status(config.database, list(config.sensors))
+    columns = _Columns(sensor=20, state=8, severity=9, since=24, ratio=9, ts=24, quality=8)
+    for row in found:
+        _row(a.json, columns, row, alert=row["active"])
+    return ALARM_ACTIVE if any(row["active"] for row in found) else WELL
+
+
+def _alarms(a: argparse.Namespace) -> int:
+    from edge_agent import queries
+
+    config = _offline_config(a)
+    columns = _Columns(alarm_id=26, sensor=20, severity=8, state=8, since=24, ended=24, events=6)
+    for row in queries.alarms(config.database, a.sensor, a.limit):
+        _row(a.json, columns, row, alert=row["state"] in queries.ACTIVE)
+    return WELL
+
+
+def _history(a: argparse.Namespace) -> int:
+    from edge_agent import queries
+
+    config = _offline_config(a)
+    columns = _Columns(sensor=20, ts=24, start=24, seq=7, score=12, threshold=12, ratio=9, quality=8)
+    for row in queries.history(config.database, a.sensor, a.since, a.until, a.limit):
+        _row(a.json, columns, row)
+    return WELL
+
+
+def _export(a: argparse.Namespace) -> int:
+    from edge_agent import queries
+
+    config = _offline_config(a)
+    out: TextIO = sys.stdout if a.out is None else _writable(a.out)
+    try:
+        if a.alarm is not None:
+            _line(queries.alarm(config.database, a.alarm), out)
+            return WELL
+        rows = queries.history(config.database, a.sensor, a.since, a.until)
+        if a.json or a.format == "json":
+            for row in rows:
+                _line(row, out)
+        else:
+            _csv(rows, out)
+    finally:
+        if a.out is not None:
+            out.close()
+    return WELL
+
+
+def _command(a: argparse.Namespace) -> int:
+    from edge_agent import remote
+    from edge_agent.config import load
+
+    config = load(a.config)
+    _known_sensor(config, a.sensor)
+    ok, message = remote.command(config, a.command, a.sensor, a.by, a.why, getattr(a, "for_s", None))
+    if a.json:
+        _line({"ok": ok, "message": message})
+    elif ok:
+        print(message)
+    if not ok:
+        _say(message)
+    return WELL if ok else FAILED
+
+
+def _demo(a: argparse.Namespace) -> int:
+    from edge_agent import demo
+
+    return demo.main(a.port, a.no_fault, a.seconds, a.json)
+
+
+# -- what they share -----------------------------------------------------------------------------------
+
+
+class _Columns:
+    """Aligned columns for people: name=width, a heading before the first line."""
+
+    def __init__(self, **widths: int) -> None:
+        self.widths = widths
+        self._headed = False
+
+    def print(self, row: Mapping[str, Any], alert: bool) -> None:
+        if not self._headed:
+            print(self._join({name: name for name in self.widths}))
+            self._headed = True
+        text = self._join(row)
+        colour = alert and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(f"\x1b[31m{text}\x1b[0m" if colour else text)
+
+    def _join(self, row: Mapping[str, Any]) -> str:
+        return "  ".join(_cell(row[name]).ljust(width) for name, width in self.widths.items()).rstrip()
+
+
+def _row(json: bool, columns: _Columns, row: Mapping[str, Any], alert: bool = False) -> None:
+    if json:
+        _line(row)
+    else:
+        columns.print(row, alert)
+
+
+def _line(value: Mapping[str, Any], out: TextIO | None = None) -> None:
+    """One JSON line. msgspec writes no NaN or Infinity: they would become null."""
+    import msgspec
+
+    print(msgspec.json.encode(value).decode(), file=out or sys.stdout)
+
+
+def _csv(rows: Iterable[Mapping[str, Any]], out: TextIO) -> None:
+    import csv
+
+    columns = ("sensor", "ts", "start", "seq", "score", "threshold", "ratio", "quality")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _measured(m: Any) -> dict[str, Any]:
+    from edge_agent.signals import rfc3339
+
+    return {
+        "ts": rfc3339(m.end),
+        "start": rfc3339(m.start),
+        "seq": m.seq,
+        "score": m.score,
+        "threshold": m.threshold,
+        "ratio": m.ratio,
+        "quality": m.quality,
+    }
+
+
+def _offline_config(a: argparse.Namespace) -> Config:
+    """The configuration for a command that only reads the database: it needs no password."""
+    from edge_agent.config import load
+
+    config = load(a.config, secrets=False)
+    if getattr(a, "sensor", None) is not None:
+        _known_sensor(config, a.sensor)
+    return config
+
+
+def _known_sensor(config: Config, sensor: str) -> None:
+    if sensor not in config.sensors:
+        near = difflib.get_close_matches(sensor, config.sensors, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(config.sensors)}"
+        raise EdgeAgentError(f"{config.path}: has no sensor {sensor!r}; {hint}")
+
+
+def _writable(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise EdgeAgentError(
+            f"{path}: cannot be written ({error.strerror}): name another file with -o"
+        ) from None
+
+
+def _progress() -> Callable[[str], None] | None:
+    """Writes over one line of the terminal; None where stderr is none."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+# -- the parser ----------------------------------------------------------------------------------------
+
+
+def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse hides the text of a ValueError; this keeps it."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _moment(text: str) -> str:
+    """A time as the database writes it, from RFC 3339 or from a duration before now."""
+    from edge_agent.signals import parse_time, rfc3339
+
+    try:
+        return rfc3339(time.time() - duration(text))
+    except ValueError:
+        return rfc3339(parse_time(text))
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{text!r}; expected max, or a number above 0 (1 is real time)")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-agent",
+        description="Watch machines on the device itself: waveforms in over MQTT, alarms out.",
+    )
+    parser.add_argument("--version", action="version", version=f"edge-agent {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        help_text: str,
+        *,
+        config: bool = True,
+        json: bool = True,
+    ) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=help_text, description=help_text)
+        p.set_defaults(run=run, command=name)
+        if config:
+            p.add_argument(
+                "-c", "--config", type=Path, default=Path("config.yaml"), help="configuration (config.yaml)"
+            )
+        if json:
+            p.add_argument("--json", action="store_true", help="JSON Lines on stdout")
+        return p
+
+    span = _argument(duration)
+    moment = _argument(_moment)
+
+    add("run", _run, "run the agent until SIGTERM", json=False)
+
+    p = add("check", _check, "check configuration and bundles, print every mistake")
+    p.add_argument("--connect", action="store_true", help="the broker too")
+
+    p = add("replay", _replay, "publish a recording to a sensor's topic")
+    p.add_argument("path", type=Path, metavar="PATH", help="file or folder")
+    p.add_argument("--sensor", required=True, metavar="ID")
+    p.add_argument("--channel", type=int, metavar="N", help="channel of the recording")
+    p.add_argument(
+        "--speed", type=_argument(_speed), default=1.0, metavar="N|max", help="times real time (1)"
+    )
+
+    p = add("score", _score, "score a recording offline, one line a window", config=False)
+    p.add_argument("path", type=Path, metavar="PATH", help="file or folder")
+    p.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    p.add_argument("--fs", type=float, metavar="HZ", help="sampling rate, for files that state none")
+    p.add_argument("--channel", type=int, metavar="N", help="channel of the recording")
+    p.add_argument("--machine", metavar="ID", help="the machine, for bundles that know several")
+
+    p = add("capture", _capture, "record live messages to a file")
+    p.add_argument("--sensor", required=True, metavar="ID")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends in .capture")
+    p.add_argument("--for", dest="for_s", type=span, metavar="TIME", help="such as 60s; else until Ctrl-C")
+
+    add("status", _status, "the sensors as the database has them; exit code 3 while an alarm is active")
+
+    p = add("alarms", _alarms, "alarms, newest first")
+    p.add_argument("--sensor", metavar="ID")
+    p.add_argument("--limit", type=int, default=100, metavar="N")
+
+    p = add("history", _history, "scores, oldest first")
+    p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")
+    e = add("export", _export, "all scores as CSV or JSON, or one alarm with its events")
+    e.add_argument("--alarm", metavar="ID", help="one alarm as one JSON object")
+    e.add_argument("--format", choices=("csv", "json"), default="csv")
+    e.add_argument("-o", "--out", type=Path, metavar="FILE", help="instead of stdout")
+    for q in (p, e):
+        q.add_argument("--sensor", metavar="ID")
+        q.add_argument("--since", type=moment, metavar="TIME", help="RFC 3339, or before now: 8h")
+        q.add_argument("--until", type=moment, metavar="TIME")
+
+    for name, what in (
+        ("ack", "acknowledge a sensor's alarm: it was seen"),
+        ("reset", "clear a latched alarm: it was dealt with"),
+        ("shelve", "silence a sensor for a time"),
+        ("unshelve", "end the silence"),
+    ):
+        p = add(name, _command, what)
+        p.add_argument("sensor", metavar="SENSOR")
+        if name == "shelve":
+            p.add_argument("--for", dest="for_s", type=span, required=True, metavar="TIME", help="such as 8h")
+        p.add_argument("--by", metavar="NAME", help="who says so")
+        p.add_argument("--why", metavar="TEXT", help="and why")
+
+    p = add("demo", _demo, "broker, simulated machine and agent in one; ends by itself", config=False)
+    p.add_argument("--port", type=int, metavar="N", help="where the broker listens (a free one)")
+    p.add_argument("--no-fault", action="store_true", help="the machine stays healthy")
+    p.add_argument("--seconds", type=float, metavar="N", help="give up after so many seconds")
+
+    commands.add_parser("simulate", help="write simulated recordings: sound, vibration, life")
+    return parser

@@ -1,0 +1,145 @@
+"""Questions to the database for people: status, alarms, history, export. It only reads, beside a running agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlite_utils
+from sqlite_utils.db import Database
+
+from edge_agent.errors import StoreError
+from edge_agent.store import SCHEMA_VERSION
+
+#: Alarm states in which somebody should look: not quiet, not silenced.
+ACTIVE = ("UNACK", "ACKED", "RTNUN", "LATCHED")
+
+_SCORES = "SELECT sensor, ts, start, seq, score, threshold, ratio, quality FROM scores"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Database]:
+    """The database, opened to read; StoreError with the mend where that fails."""
+    import sqlite3
+
+    if not path.is_file():
+        raise StoreError(
+            f"{path}: no such database; the agent makes it when it runs: check `database` in the configuration"
+        )
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)
+        try:
+            version = connection.execute("SELECT version FROM schema_version").fetchone()
+            if version is None or version[0] != SCHEMA_VERSION:
+                found = None if version is None else version[0]
+                raise StoreError(
+                    f"{path}: schema version {found}, this version reads {SCHEMA_VERSION}: use the agent's own version"
+                )
+            yield sqlite_utils.Database(connection)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: cannot be read ({error}): is this the agent's database?") from error
+
+
+def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
+    """One entry a sensor: its alarm and its last window; `active` says whether somebody should look."""
+    with reading(path) as db:
+        known = {row["sensor"]: row for row in db.query("SELECT * FROM alarm_state")}
+        answer = []
+        for sensor in sensors:
+            last = next(
+                db.query(f"{_SCORES} WHERE sensor = ? ORDER BY ts DESC, id DESC LIMIT 1", [sensor]), {}
+            )
+            alarm = known.get(sensor, {})
+            answer.append(
+                {
+                    "sensor": sensor,
+                    "state": alarm.get("state", "NORM"),
+                    "active": alarm.get("state") in ACTIVE,
+                    "severity": alarm.get("severity"),
+                    "since": alarm.get("since"),
+                    "alarm_id": alarm.get("alarm_id"),
+                    "shelved_until": alarm.get("shelved_until"),
+                    "acked_by": alarm.get("acked_by"),
+                    "ts": last.get("ts"),
+                    "score": last.get("score"),
+                    "threshold": last.get("threshold"),
+                    "ratio": last.get("ratio"),
+                    "quality": last.get("quality"),
+                }
+            )
+        return answer
+
+
+def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    """Alarms, newest first: when each began and ended, its present state, its gravest severity."""
+    with reading(path) as db:
+        rows = db.query(
+            """
+            SELECT alarm_id, sensor, min(ts) AS since, count(*) AS events,
+                   CASE WHEN sum(severity = 'alarm') THEN 'alarm' ELSE 'warning' END AS severity,
+                   max(CASE WHEN type = 'end' THEN ts END) AS ended
+            FROM events WHERE :sensor IS NULL OR sensor = :sensor
+            GROUP BY alarm_id ORDER BY since DESC LIMIT :limit
+            """,
+            {"sensor": sensor, "limit": limit},
+        )
+        return [{**row, "state": _last(db, row["alarm_id"])["state"]} for row in list(rows)]
+
+
+def history(
+    path: Path,
+    sensor: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    limit: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of `scores`, oldest first; with a limit the newest of them.
+
+    since, until : RFC 3339 UTC with milliseconds, as the rows have it
+    """
+    where = "WHERE (:sensor IS NULL OR sensor = :sensor) AND ts >= :since AND ts <= :until"
+    values = {"sensor": sensor, "since": since or "", "until": until or "~", "limit": limit}
+    query = f"{_SCORES} {where} ORDER BY ts, id"
+    if limit is not None:
+        query = (
+            f"SELECT * FROM ({_SCORES} {where} ORDER BY ts DESC, id DESC LIMIT :limit) ORDER BY ts, sensor"
+        )
+    with reading(path) as db:
+        yield from db.query(query, values)
+
+
+def alarm(path: Path, alarm_id: str) -> dict[str, Any]:
+    """One alarm whole: its events as they were sent, and the scores from its first window to its end."""
+    with reading(path) as db:
+        events = list(
+            db.query("SELECT sensor, ts, payload FROM events WHERE alarm_id = ? ORDER BY rowid", [alarm_id])
+        )
+        if not events:
+            raise StoreError(f"{path}: no alarm {alarm_id!r}; `edge-agent alarms` lists those there are")
+        sensor, last = events[0]["sensor"], _last(db, alarm_id)
+        end = last["ts"] if last["type"] == "end" else "~"
+        scores = list(
+            db.query(
+                f"{_SCORES} WHERE sensor = ? AND ts >= ? AND ts <= ? ORDER BY ts, id",
+                [sensor, events[0]["ts"], end],
+            )
+        )
+    return {
+        "schema": 1,
+        "alarm_id": alarm_id,
+        "sensor": sensor,
+        "state": last["state"],
+        "events": [msgspec.json.decode(event["payload"]) for event in events],
+        "scores": scores,
+    }
+
+
+def _last(db: Database, alarm_id: str) -> dict[str, Any]:
+    query = "SELECT type, state, ts FROM events WHERE alarm_id = ? ORDER BY rowid DESC LIMIT 1"
+    row: dict[str, Any] = next(db.query(query, [alarm_id]))
+    return row
