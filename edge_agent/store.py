@@ -176,6 +176,34 @@ class Store:
         with _errors(self.path, "written"), self._transaction() as db:
             db.executemany("UPDATE outbox SET sent = ? WHERE id = ?", [(sent, i) for i in ids])
 
+    def requeue(
+        self, since_t: float | None = None, event_id: str | None = None, alarm_id: str | None = None
+    ) -> int:
+        """Have acknowledged events sent again: those at or after `since_t` (event time, s), of one alarm,
+        or one event; with no argument none, since what is unsent waits already. Returns how many wait now.
+        """
+        where, value = (
+            ("ts >= ?", rfc3339(since_t))
+            if since_t is not None
+            else ("event_id = ?", event_id)
+            if event_id is not None
+            else ("alarm_id = ?", alarm_id)
+        )
+        with _errors(self.path, "written"), self._transaction() as db:
+            db.execute(
+                f"UPDATE outbox SET sent = NULL WHERE event_id IN (SELECT event_id FROM events WHERE {where})",
+                (value,),
+            )
+        return self.outbox_stats()[0]
+
+    def last_event_id(self, sensor: str) -> str | None:
+        """The event that told the sensor's present state; None before the first."""
+        with _errors(self.path, "read"):
+            row = self._db.execute(
+                "SELECT event_id FROM events WHERE sensor = ? ORDER BY rowid DESC LIMIT 1", (sensor,)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
     def outbox_stats(self) -> tuple[int, float | None]:
         """How many events wait for the broker, and the receipt time in s of the oldest."""
         with _errors(self.path, "read"):
