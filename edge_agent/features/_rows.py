@@ -100,7 +100,9 @@ def hann(n: int) -> F32:
 
 
 def frames(x: F32, length: int, hop: int) -> F32:
-    """(n,) -> (1 + (n - length) // hop, length), a view: frame i starts at sample i * hop."""
+    """(n,) contiguous -> (1 + (n - length) // hop, length), a view: frame i starts at sample i * hop."""
     n = 1 + (x.shape[0] - length) // hop
-    step = x.strides[0]
-    return np.lib.stride_tricks.as_strided(x, (n, length), (hop * step, step), writeable=False)
+    step = x.itemsize
+    # as_strided would do, at 3 us a call; x is contiguous, and the buffer protocol checks the bounds
+    cut: F32 = np.ndarray((n, length), np.float32, x, 0, (hop * step, step))
+    return cut

@@ -158,7 +158,9 @@ class Envelope(Rows):
         """(n_samples,) -> (phases, n_samples // phases): sample phases * m + p of the envelope at [p, m]."""
         bins = fft.rfft(x)[self._band]
         shifted = np.zeros((self._phases, self._length), np.complex64)
-        for start in range(0, bins.size, self._length):  # bins beyond a quarter of fs fold over
+        low = min(self._length, bins.size)
+        np.multiply(bins[:low], self._up[:, :low], out=shifted[:, :low])
+        for start in range(low, bins.size, self._length):  # a band wider than fs / 4 folds over
             part = slice(start, min(start + self._length, bins.size))
             shifted[:, : part.stop - start] += bins[part] * self._up[:, part]
         return np.asarray(np.abs(fft.ifft(shifted, norm="forward", overwrite_x=True)))
