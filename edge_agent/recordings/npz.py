@@ -182,6 +182,9 @@ def _times(path: Path, arrays: list[_Array]) -> list[float] | None:
                 return known
         if array.name == "start_hms_us" and array.numeric and array.shape[1:] == (4,):
             clock = _whole(path, array) @ np.array([3600.0, 60.0, 1.0, 1e-6])
-            days = np.concatenate([[0], np.cumsum(np.diff(clock) < 0.0)])
-            return [float(t) for t in clock + 86400.0 * days]
+            midnights = np.cumsum(np.diff(clock, prepend=clock[:1]) < -43200.0)
+            t = clock + 86400.0 * midnights
+            # An entry not above all before it is a slip of the logger (FEMTO 1_1 has two): interpolated.
+            good = np.flatnonzero(t > np.maximum.accumulate(np.concatenate([[-np.inf], t[:-1]])))
+            return [float(v) for v in np.interp(np.arange(len(t)), good, t[good])]
     return None
