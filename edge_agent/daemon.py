@@ -1,0 +1,339 @@
+"""The agent as it runs on the device: threads, signals, health, watchdog.
+
+    network thread ─► Inbox ─► worker ─► Keeper (store thread) ─► SQLite, broker
+    main thread: signals, reload, health, systemd; feeds the watchdog only while the worker makes progress
+
+`run` is what `edge-agent run` calls; `Daemon` is the same without signals, for the demo and for tests.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent import __version__, host, pipeline
+from edge_agent.assemble import assemble
+from edge_agent.config import Config, load
+from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
+from edge_agent.inbox import Inbox
+from edge_agent.keeper import Keeper
+from edge_agent.pipeline import Pipeline
+from edge_agent.signals import rfc3339
+from edge_agent.store import Store
+from edge_agent.transport import MqttTransport, Transport
+from edge_agent.worker import Sensor, Tally, Worker, carry
+
+log = logging.getLogger(__name__)
+
+#: Longest time a clean stop may take to work off what waits.
+DRAIN_S = 8.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Daemon:
+    """One running agent.
+
+    start() → tick() about once a second until it returns False → stop(). The clocks are arguments:
+    `clock` is the receipt clock (s since 1970), `monotonic` measures durations.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pipelines: dict[str, Pipeline],
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        reloader: Callable[[], tuple[Config, dict[str, Pipeline]]] | None = None,
+    ) -> None:
+        self.config, self._pipelines = config, pipelines
+        self._clock, self._monotonic, self._reloader = clock, monotonic, reloader
+        self._base = config.mqtt.base
+        self._tally = Tally()
+        self.inbox = Inbox(config.sensors)
+        self._routes = _routes(config)
+        self._commands = f"{self._base}/cmd/"
+        self._reload: list[Callable[[bool, str], None]] = []
+        self._health_due = False
+        self._transport: Transport
+        self._keeper: Keeper
+        self.worker: Worker
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Open the database, bring every sensor's state back, start the threads, begin to connect.
+
+        Raises StoreError where the database cannot be used. The broker may be absent.
+        """
+        config = self.config
+        store = Store.open(config.database)
+        transport = MqttTransport(
+            config.mqtt,
+            config.mqtt.client_id or _client_id(config),
+            on_message=self._on_message,
+            on_connected=self._on_connected,
+            on_disconnected=lambda: self._keeper.disconnected(),
+            on_acknowledged=lambda token, ok: self._keeper.acknowledged(token, ok),
+            status_topic=f"{self._base}/status",
+        )
+        self._transport = transport
+        now = self._monotonic()
+        sensors = []
+        for name, built in self._pipelines.items():
+            blob = store.load_state(name)
+            state = pipeline.initial(built) if blob is None else carry(built, blob)
+            sensor = Sensor(config.sensors[name], built, state, now)
+            sensor.last_event_id = store.last_event_id(name)
+            sensors.append(sensor)
+        states = {sensor.config.id: sensor.state for sensor in sensors}
+        self._keeper = Keeper(store, transport, states, self._clock, self._monotonic)
+        self.worker = Worker(
+            self._base,
+            sensors,
+            self.inbox,
+            self._keeper,
+            transport,
+            self._tally,
+            clock=self._clock,
+            monotonic=self._monotonic,
+            on_reload=self.request_reload,
+        )
+        for sensor in sensors:
+            self._keeper.announce(sensor.config.id, self.worker.state_message(sensor))
+        self._started = self._reported = now
+        self._keeper.start()
+        self.worker.start()
+        transport.subscribe(self._subscriptions())
+        transport.start()
+        log.info("edge-agent %s: agent %s, %d sensors", __version__, config.agent_id, len(sensors))
+
+    def tick(self) -> bool:
+        """The main thread's round: reload, health, is everybody alive. False: give up and be restarted."""
+        if self._reload:
+            self._reload_now()
+        if not self.worker.alive() or not self._keeper.alive():
+            log.critical("a thread of the agent has ended; stopping with an error so that it is started again")
+            return False
+        now = self._monotonic()
+        if self._health_due or now - self._reported >= self.config.health_every_s:
+            self._health_due = False
+            self._transport.publish(f"{self._base}/health", self._health(now - self._reported), retain=True)
+            self._reported = now
+        return True
+
+    def stop(self) -> None:
+        """Work off what waits, write every state with its window tail, say `stopped`, disconnect."""
+        self._transport.pause()
+        if not self.worker.drain(DRAIN_S):
+            log.warning("%d messages were still waiting and are lost", sum(self.inbox.depths().values()))
+        self._keeper.stop({name: sensor.state for name, sensor in self.worker.sensors.items()})
+        self._transport.stop()
+        log.info("stopped")
+
+    def progressing(self, within_s: float) -> bool:
+        """Whether the worker has gone round (idle counts) within this time: what the watchdog stands for."""
+        return self.worker.alive() and self._monotonic() - self.worker.heartbeat < within_s
+
+    def request_reload(self, answer: Callable[[bool, str], None] = lambda _ok, _message: None) -> None:
+        """Have the next `tick` read the configuration again."""
+        self._reload.append(answer)
+
+    # ---------------------------------------------------------------- paho's thread: only enqueues
+
+    def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic.startswith(self._commands):
+            if retained:
+                log.warning("retained command on %s ignored: publish commands without retain", topic)
+            elif not self.inbox.call(lambda: self.worker.command(topic[len(self._commands) :], payload)):
+                log.warning("command on %s dropped: too many wait", topic)
+            return
+        received = self._clock()
+        for sensor in self._routes.get(topic, ()):
+            if retained:
+                self.worker.dropped(
+                    sensor, "retained", "a retained message is old by an unknown time; publish without retain"
+                )
+            elif evicted := self.inbox.put(sensor, payload, received):
+                self.worker.dropped(
+                    sensor, "overflow", "messages come faster than they can be scored; the oldest go", evicted
+                )
+
+    def _on_connected(self) -> None:
+        self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
+        self._keeper.connected()
+        self.inbox.call(self.worker.republish)
+        self._health_due = True
+
+    def _subscriptions(self) -> list[str]:
+        return [*self._routes, f"{self._commands}+"]
+
+    # ---------------------------------------------------------------- reload, health, info
+
+    def _reload_now(self) -> None:
+        asked, self._reload = self._reload, []
+        host.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config, pipelines = self._reloader() if self._reloader else (self.config, self._pipelines)
+        except EdgeAgentError as error:
+            log.error("reload refused, the old configuration goes on: %s", error)
+            outcome = False, f"refused, the old configuration goes on: {error}"
+        else:
+            old = self.config
+            fixed = (old.agent_id, old.mqtt, old.database) == (config.agent_id, config.mqtt, config.database)
+            self.config, self._pipelines = config, pipelines
+            new_routes = _routes(config)
+            # Both old and new sensors are known while the worker changes over.
+            self.inbox.watch([*old.sensors, *config.sensors])
+            said: list[str] = []
+            done = self.inbox.call(lambda: said.append(self.worker.replace_sensors(config.sensors, pipelines)))
+            deadline = time.monotonic() + DRAIN_S
+            while done and not said and self.worker.alive() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self.inbox.watch(config.sensors)
+            self._routes = new_routes
+            self._transport.subscribe(self._subscriptions())
+            self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
+            note = "" if fixed else "; changes of agent, mqtt and database take effect with a restart"
+            outcome = True, f"reloaded: {said[0] if said else 'the worker is busy and takes over soon'}{note}"
+            log.info("%s", outcome[1])
+        host.notify("READY=1")
+        for answer in asked:
+            answer(*outcome)
+
+    def _health(self, since_s: float) -> bytes:
+        t, stats, work = self._clock(), self._keeper.stats, self.worker.take_work()
+        sensors = self.worker.sensors
+        fields: dict[str, Any] = {
+            "schema": 1,
+            "ts": rfc3339(t),
+            "uptime_s": round(self._monotonic() - self._started, 1),
+            "rss_bytes": host.rss_bytes(),
+            "queues": self.inbox.depths(),
+            "drops": self._tally.counts(),
+            "gaps": {name: sensor.gaps for name, sensor in sensors.items() if sensor.gaps},
+            "windows": {name: sensor.windows for name, sensor in sensors.items()},
+            "outbox_rows": stats.outbox_rows,
+            "outbox_oldest_s": None
+            if stats.outbox_oldest_t is None
+            else round(max(0.0, t - stats.outbox_oldest_t), 1),
+            # Seconds of signal scored per second of work: 10 means a load of 10 %.
+            "real_time_factor": round(work.signal_s / work.busy_s, 2) if work.signal_s and work.busy_s else None,
+            "load": round(work.busy_s / since_s, 4) if since_s > 0 else None,
+            "shed_scores": stats.shed_scores,
+            "store_trouble": stats.trouble,
+            "clock_synced": host.clock_synced(),
+        }
+        return msgspec.json.encode(fields)
+
+    def _info(self) -> bytes:
+        config = self.config
+        return msgspec.json.encode(
+            {
+                "schema": 1,
+                "agent": config.agent_id,
+                "version": __version__,
+                "config_sha256": config.sha256,
+                "sensors": {
+                    name: {
+                        "topic": sensor.topic,
+                        "machine": sensor.machine,
+                        "fs_hz": sensor.fs_hz,
+                        "unit": sensor.unit,
+                        "window": {
+                            "n": self._pipelines[name].window.n_samples,
+                            "hop": self._pipelines[name].window.hop_samples,
+                        },
+                        "threshold": self._pipelines[name].threshold.value,
+                        "bundle": self._pipelines[name].identity.bundle,
+                        "version": self._pipelines[name].identity.version,
+                        "sha256": self._pipelines[name].identity.sha256,
+                    }
+                    for name, sensor in config.sensors.items()
+                },
+            }
+        )
+
+
+def _routes(config: Config) -> dict[str, tuple[str, ...]]:
+    """Topic -> the sensors that listen to it."""
+    routes: dict[str, tuple[str, ...]] = {}
+    for sensor in config.sensors.values():
+        routes[sensor.topic] = (*routes.get(sensor.topic, ()), sensor.id)
+    return routes
+
+
+def _client_id(config: Config) -> str:
+    """The agent's id and 6 characters, the same at every start: the broker knows its session by it."""
+    path = config.database.with_name(config.database.name + ".client-id")
+    try:
+        if path.exists():
+            known = path.read_text(encoding="ascii").strip()
+            if known.startswith(f"{config.agent_id}-") and len(known) == len(config.agent_id) + 7:
+                return known
+        fresh = f"{config.agent_id}-{secrets.token_hex(3)}"
+        path.write_text(fresh + "\n", encoding="ascii")
+    except (OSError, UnicodeError) as error:
+        raise StoreError(
+            f"{path}: the client id cannot be kept ({error}): the agent's user must be able to write beside "
+            "the database, or set mqtt.client_id"
+        ) from error
+    return fresh
+
+
+def run(config_path: Path) -> int:
+    """`edge-agent run`: 0 after a clean stop, 78 bad configuration, 1 anything else.
+
+    SIGTERM and SIGINT stop, SIGHUP reloads; a bad new configuration is logged and the old one kept.
+    """
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    # Blocked in every thread and fetched by the main one: no handler ever interrupts anything.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return _run(config_path)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 78
+    except EdgeAgentError as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _run(config_path: Path) -> int:
+    def read() -> tuple[Config, dict[str, Pipeline]]:
+        config = load(config_path)
+        return config, assemble(config)
+
+    config, pipelines = read()
+    daemon = Daemon(config, pipelines, reloader=read)
+    daemon.start()
+    host.notify("READY=1")
+    watchdog = host.watchdog_s()
+    period = min(1.0, watchdog / 4.0) if watchdog else 1.0
+    code = 0
+    while True:
+        caught = signal.sigtimedwait(_SIGNALS, period)
+        if caught is not None and caught.si_signo in (signal.SIGTERM, signal.SIGINT):
+            break
+        if caught is not None:
+            daemon.request_reload()
+        if not daemon.tick():
+            code = 1
+            break
+        if watchdog and daemon.progressing(watchdog / 2.0):
+            host.notify("WATCHDOG=1")
+    host.notify("STOPPING=1")
+    daemon.stop()
+    return code

@@ -1,0 +1,75 @@
+"""What the agent asks of its host: systemd's notify socket, its own memory, whether the clock is right."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from pathlib import Path
+
+_TIMESYNC = Path("/run/systemd/timesync/synchronized")
+#: adjtimex(2): the clock is not synchronised.
+_TIME_ERROR, _STA_UNSYNC = 5, 0x0040
+
+
+def notify(text: str) -> bool:
+    """Tell systemd (sd_notify(3)): READY=1, WATCHDOG=1, RELOADING=1, STOPPING=1, STATUS=...
+
+    Returns whether there was somebody to tell. NOTIFY_SOCKET is a path, or an abstract name after '@'.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return False
+    if address[0] == "@":
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(text.encode(), address)
+        except OSError:
+            return False
+    return True
+
+
+def watchdog_s() -> float | None:
+    """Seconds within which systemd wants WATCHDOG=1 from this process; None where it does not watch."""
+    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not usec.isdigit() or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 1e6 or None
+
+
+def rss_bytes() -> int | None:
+    """Resident memory of this process; None where /proc does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Timex(ctypes.Structure):
+    # struct timex begins so; the rest is not looked at but must have room (208 bytes in all on 64 bit).
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    )
+
+
+def clock_synced() -> bool | None:
+    """Whether the kernel or systemd-timesyncd says that the clock is synchronised; None: nobody knows."""
+    if _TIMESYNC.exists():
+        return True
+    try:
+        adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
+    except (OSError, AttributeError):
+        return None
+    timex = _Timex()  # modes 0: only read
+    verdict = int(adjtimex(ctypes.byref(timex)))
+    if verdict < 0:
+        return None
+    return verdict != _TIME_ERROR and not timex.status & _STA_UNSYNC

@@ -1,0 +1,437 @@
+"""The broker: what the agent needs of one, and MQTT on paho.
+
+    MqttTransport ── one thread that connects, waits, connects again ── one paho client a connection
+        on_message ──► handler(topic, payload, retained)   only enqueues
+        PUBACK     ──► on_acknowledged(token, ok)           the outbox marks its row
+        CONNACK 0  ──► subscribe all, status "online", on_connected()
+
+paho keeps what it could not send in memory and sends it again by itself after a reconnect. The outbox in
+SQLite is the one place that knows what is to be sent again, so every connection gets a fresh client, and
+a message handed over while there is no connection is refused instead of queued.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edge_agent.config import MqttConfig
+from edge_agent.errors import TransportError
+
+log = logging.getLogger(__name__)
+
+ONLINE, STOPPED, OFFLINE = "online", "stopped", "offline"
+#: How long the broker keeps our subscriptions and QoS 1 messages while we are away.
+SESSION_S = 86400
+KEEPALIVE_S = 30
+#: Shortest and longest wait between two attempts to connect.
+BACKOFF_S = (1.0, 60.0)
+#: A broker that takes the TCP connection but not the CONNECT is given up on after this. Some 3.1.1
+#: brokers (amqtt) meet a CONNECT of MQTT 5 with silence.
+CONNACK_S = 4.0
+#: Messages handed to paho but not yet written: beyond this the link is stalled and QoS 0 is shed.
+MAX_UNWRITTEN = 1000
+#: MQTT 5 reason codes (3.1.1 codes are translated to them by paho) that blame the protocol version.
+_WRONG_VERSION = (0x84, 0x01)
+
+#: (number of the connection, message id in it): what an acknowledgement refers to.
+Token = tuple[int, int]
+#: (topic, payload, retained)
+Handler = Callable[[str, bytes, bool], None]
+
+
+class Transport(Protocol):
+    """What the agent needs of a broker connection; every method may be called from any thread."""
+
+    def start(self) -> None:
+        """Begin to connect; returns at once, whether or not there is a broker."""
+
+    def stop(self, farewell_s: float = 2.0) -> None:
+        """Say `stopped`, disconnect, end all threads."""
+
+    def pause(self) -> None:
+        """Take no more messages: what arrives is left unacknowledged for the next start."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted us."""
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        """The literal topics to listen to, instead of those so far."""
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> Token | None:
+        """Hand a message over; None where there is no connection and nothing will be sent."""
+
+
+class _Client(paho.Client):
+    """A paho client for one connection, which says when its network thread ends, whatever ended it."""
+
+    def __init__(self, number: int, client_id: str, protocol: MQTTProtocolVersion, clean: bool) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id,
+            clean_session=clean if protocol != MQTTProtocolVersion.MQTTv5 else None,
+            protocol=protocol,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        self.number = number
+        self.answered = threading.Event()
+        self.ended = threading.Event()
+        self.refusal: ReasonCode | None = None
+        self.accepted = False
+        self._count = threading.Lock()
+        self._unwritten = 0
+
+    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
+        try:
+            return super().loop_forever(timeout, retry_first_connection)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must be told
+            # Without this the thread would end in silence and the agent would believe itself connected.
+            log.warning("network thread ended by %s: %s; connecting again", type(error).__name__, error)
+            return MQTTErrorCode.MQTT_ERR_UNKNOWN
+        finally:
+            self.ended.set()
+            self.answered.set()
+
+    def count(self, change: int) -> int:
+        """Messages handed over but not yet written (QoS 0) or acknowledged (QoS 1)."""
+        with self._count:
+            self._unwritten += change
+            return self._unwritten
+
+
+class MqttTransport:
+    """MQTT 5, or 3.1.1 where the broker does not speak 5 (one log line).
+
+    status_topic : retained QoS 1 `online` / `stopped`, and `offline` as the last will; None: no status
+    clean        : begin without the broker's memory of us (tools); the agent keeps its session
+    Hooks run in paho's thread: they must return at once. Whatever they raise is logged.
+    """
+
+    def __init__(
+        self,
+        mqtt: MqttConfig,
+        client_id: str,
+        *,
+        on_message: Handler,
+        on_connected: Callable[[], None] | None = None,
+        on_disconnected: Callable[[], None] | None = None,
+        on_acknowledged: Callable[[Token, bool], None] | None = None,
+        status_topic: str | None = None,
+        clean: bool = False,
+        keepalive_s: int = KEEPALIVE_S,
+    ) -> None:
+        self._mqtt, self._client_id = mqtt, client_id
+        self._handler = on_message
+        self._hooks = (on_connected, on_disconnected, on_acknowledged)
+        self._status_topic, self._clean, self._keepalive = status_topic, clean, keepalive_s
+        self._topics: frozenset[str] = frozenset()
+        self._lock = threading.Lock()  # guards _topics and _live; never held while paho is called
+        self._live: _Client | None = None
+        self._current: _Client | None = None
+        self._accepting = True
+        self._stopping = threading.Event()
+        self._connected = threading.Event()
+        self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._denied: set[str] = set()
+        self._v5 = mqtt.protocol == "5"
+        self._proven = False  # whether this protocol version has been accepted once
+        self._other_version = False  # try the other one at once
+        self._number = 0
+        self._problem: str | None = None
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    # ---------------------------------------------------------------- for the agent
+
+    def start(self) -> None:
+        """Begin to connect; returns at once, whether or not there is a broker."""
+        self._thread.start()
+
+    def stop(self, farewell_s: float = 2.0) -> None:
+        """Say `stopped`, disconnect, end all threads; safe to call twice."""
+        self._accepting = False
+        client = self._live
+        if client is not None and self._status_topic and not self._stopping.is_set():
+            try:
+                info = client.publish(self._status_topic, STOPPED, qos=1, retain=True)
+                info.wait_for_publish(farewell_s)
+            except (RuntimeError, ValueError):
+                log.info("could not say %r to the broker: the connection was lost meanwhile", STOPPED)
+        self._stopping.set()
+        if (current := self._current) is not None:
+            current.disconnect()
+            current.ended.wait(farewell_s)
+            current.ended.set()
+            current.answered.set()
+        if self._thread.ident is not None:
+            self._thread.join(farewell_s + 1.0)
+
+    def pause(self) -> None:
+        """Take no more messages: what arrives is left unacknowledged, and QoS 1 comes again next time."""
+        self._accepting = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted us (reason code 0) and the link was not lost since."""
+        return self._live is not None
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Block until connected; raises TransportError with what is in the way."""
+        if not self._connected.wait(timeout_s):
+            problem = self._problem or f"no answer within {timeout_s:g} s: is it an MQTT broker?"
+            raise TransportError(f"broker {self._where}: {problem}")
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        """The topic filters to listen to, instead of those so far."""
+        wanted = frozenset(topics)
+        with self._lock:
+            old, self._topics, client = self._topics, wanted, self._live
+        if client is not None:
+            if gone := sorted(old - wanted):
+                client.unsubscribe(gone)
+            self._subscribe(client, wanted - old)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> Token | None:
+        """Hand a message over; None where there is no connection (or the link is stalled, QoS 0)."""
+        client = self._live
+        if client is None:
+            return None
+        if client.count(+1) > MAX_UNWRITTEN and qos == 0:
+            client.count(-1)
+            return None
+        info = client.publish(topic, payload, qos=qos, retain=retain)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return None
+        return client.number, info.mid
+
+    # ---------------------------------------------------------------- the connecting thread
+
+    @property
+    def _where(self) -> str:
+        return f"{self._mqtt.host}:{self._mqtt.port}"
+
+    def _run(self) -> None:
+        delay = BACKOFF_S[0]
+        while not self._stopping.is_set():
+            try:
+                accepted = self._connection()
+            except Exception as error:
+                log.exception("connecting to %s failed in an unforeseen way", self._where)
+                self._lost(str(error))
+                accepted = False
+            if self._stopping.is_set():
+                return
+            if accepted:
+                delay = BACKOFF_S[0]
+            elif self._other_version:
+                self._other_version = False
+                continue
+            # Spread, so that a hundred agents do not return to a restarted broker in one second.
+            self._stopping.wait(delay * random.uniform(0.75, 1.25))
+            delay = min(BACKOFF_S[1], delay * 2.0)
+
+    def _connection(self) -> bool:
+        """One connection from CONNECT to its end; whether it was accepted."""
+        self._number += 1
+        version = MQTTProtocolVersion.MQTTv5 if self._v5 else MQTTProtocolVersion.MQTTv311
+        client = _Client(self._number, self._client_id, version, self._clean)
+        try:
+            self._prepare(client)
+            client.connect(self._mqtt.host, self._mqtt.port, self._keepalive, **self._connect_options())
+        except (OSError, ValueError) as error:
+            self._lost(_explain(error, self._mqtt))
+            return False
+        self._current = client
+        client.loop_start()
+        client.answered.wait(CONNACK_S)
+        if not client.accepted:
+            self._refused(client)
+            client.disconnect()
+            client.loop_stop()
+            return False
+        client.ended.wait()
+        with self._lock:
+            self._live = None
+        self._connected.clear()
+        client.loop_stop()
+        if not self._stopping.is_set():
+            self._lost("the connection was lost; connecting again")
+        self._call(self._hooks[1])
+        return True
+
+    def _prepare(self, client: _Client) -> None:
+        mqtt = self._mqtt
+        if mqtt.username is not None:
+            client.username_pw_set(mqtt.username, mqtt.password)
+        if mqtt.tls is not None:
+            client.tls_set(
+                ca_certs=str(mqtt.tls.ca) if mqtt.tls.ca else None,
+                certfile=str(mqtt.tls.cert) if mqtt.tls.cert else None,
+                keyfile=str(mqtt.tls.key) if mqtt.tls.key else None,
+            )
+        if self._status_topic:
+            client.will_set(self._status_topic, OFFLINE, qos=1, retain=True)
+        client.connect_timeout = 5.0
+        client.on_connect = self._on_connect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+
+    def _connect_options(self) -> dict[str, Any]:
+        if not self._v5:
+            return {}
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        if not self._clean:
+            properties.SessionExpiryInterval = SESSION_S
+        return {"clean_start": self._clean, "properties": properties}
+
+    def _refused(self, client: _Client) -> None:
+        code = client.refusal
+        wrong_version = code is None or code.value in _WRONG_VERSION
+        if self._mqtt.protocol == "5" and wrong_version and not self._proven:
+            # A broker that does not know MQTT 5 may say so or merely hang up: try the other version next.
+            self._v5 = not self._v5
+            self._other_version = not self._v5
+        if self._other_version:
+            return
+        if code is None:
+            self._lost("it closed the connection without an answer: is it an MQTT broker, with or without TLS?")
+        else:
+            self._lost(f"it refuses us: {code}; {_refusal_hint(code.value)}")
+
+    def _lost(self, problem: str) -> None:
+        if problem != self._problem and not self._stopping.is_set():
+            log.error("broker %s: %s", self._where, problem)
+        self._problem = problem
+
+    # ---------------------------------------------------------------- paho's thread
+
+    def _on_connect(self, client: paho.Client, _u: Any, _f: Any, code: ReasonCode, _p: Any) -> None:
+        assert isinstance(client, _Client)
+        try:
+            if code.value != 0:
+                client.refusal = code
+                return
+            client.accepted = True
+            with self._lock:
+                self._live, topics = client, self._topics
+            if not self._proven and self._mqtt.protocol == "5" and not self._v5:
+                log.warning("broker %s does not speak MQTT 5: using 3.1.1", self._where)
+            self._proven = True
+            log.info("connected to broker %s (MQTT %s)", self._where, "5" if self._v5 else "3.1.1")
+            self._problem = None
+            self._subscribe(client, topics)
+            if self._status_topic and not self._stopping.is_set():
+                client.publish(self._status_topic, ONLINE, qos=1, retain=True)
+            self._connected.set()
+            self._call(self._hooks[0])
+        except Exception:
+            log.exception("after connecting to %s", self._where)
+        finally:
+            client.answered.set()
+
+    def _on_message(self, client: paho.Client, _u: Any, message: paho.MQTTMessage) -> None:
+        if not self._accepting:
+            return
+        try:
+            self._handler(message.topic, bytes(message.payload), message.retain)
+        except Exception:
+            log.exception("a message on %s", message.topic)
+        finally:
+            if message.qos:
+                client.ack(message.mid, message.qos)
+
+    def _on_publish(self, client: paho.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
+        assert isinstance(client, _Client)
+        client.count(-1)
+        ok = code is None or code.value < 0x80
+        if not ok:
+            self._once(f"publish {code}", f"the broker rejects messages of ours: {code}; check its access rules")
+        self._call(self._hooks[2], (client.number, mid), ok)
+
+    def _on_subscribe(self, _c: paho.Client, _u: Any, mid: int, codes: list[ReasonCode], _p: Any) -> None:
+        for topic, code in zip(self._subscribing.pop(mid, ()), codes, strict=False):
+            if code.value >= 0x80:
+                self._once(topic, f"the broker refuses the subscription to {topic}: {code}; check its access rules")
+
+    def _once(self, key: str, text: str) -> None:
+        if key not in self._denied:
+            self._denied.add(key)
+            log.error("broker %s: %s", self._where, text)
+
+    def _subscribe(self, client: _Client, topics: frozenset[str]) -> None:
+        if not topics:
+            return
+        ordered = tuple(sorted(topics))
+        if self._v5:
+            # retainHandling 2: old retained messages are not sent at all on subscribing.
+            options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            _, mid = client.subscribe([(topic, options) for topic in ordered])
+        else:
+            _, mid = client.subscribe([(topic, 1) for topic in ordered])
+        if mid is not None:
+            self._subscribing[mid] = ordered
+
+    def _call(self, hook: Callable[..., None] | None, *args: Any) -> None:
+        if hook is None:
+            return
+        try:
+            hook(*args)
+        except Exception:
+            log.exception("in a hook of the transport")
+
+
+def probe(mqtt: MqttConfig, timeout_s: float = 10.0) -> None:
+    """Connect once and leave again; raises TransportError with what is wrong and how to mend it."""
+    transport = tool(mqtt, "check", lambda _t, _p, _r: None)
+    try:
+        transport.start()
+        transport.wait_connected(timeout_s)
+    finally:
+        transport.stop()
+
+
+def tool(mqtt: MqttConfig, name: str, on_message: Handler, **hooks: Any) -> MqttTransport:
+    """A transport for a command of a person: its own client id, no status, no memory at the broker."""
+    client_id = f"edge-{name}-{random.SystemRandom().randrange(36**6):x}"
+    return MqttTransport(mqtt, client_id, on_message=on_message, clean=True, **hooks)
+
+
+def _explain(error: Exception, mqtt: MqttConfig) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message}): check mqtt.tls.ca and mqtt.host"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed ({error.reason or error}): check mqtt.port and mqtt.tls"
+    if isinstance(error, socket.gaierror):
+        return f"the host name is unknown ({error.strerror}): correct mqtt.host, or mend the name service"
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there: start the broker, or correct mqtt.host and mqtt.port"
+    if isinstance(error, TimeoutError):
+        return "it does not answer: check the network, mqtt.host and mqtt.port"
+    if isinstance(error, FileNotFoundError) and mqtt.tls is not None:
+        return f"a file of mqtt.tls is missing ({error.filename or 'ca, cert or key'}): correct its path"
+    return f"{error}: check mqtt.host and mqtt.port"
+
+
+def _refusal_hint(code: int) -> str:
+    return {
+        0x84: "set mqtt.protocol to the version that it speaks",
+        0x85: "choose another mqtt.client_id",
+        0x86: "correct mqtt.username and mqtt.password",
+        0x87: "correct mqtt.username and mqtt.password, or allow this user in the broker's access rules",
+        0x88: "it is unavailable; trying again",
+        0x89: "it is busy; trying again",
+    }.get(code, "see the broker's log")

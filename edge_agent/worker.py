@@ -1,0 +1,417 @@
+"""The one thread that scores: message → pipeline → rows, events, state; and a person's commands.
+
+    Inbox ─► Worker ─┬─ scores (QoS 0) and sensor status ─────────► broker
+                     └─ rows, events, state, answers ─► Keeper ─► SQLite ─► broker
+
+One interpreter serves one thread, so all that touches a pipeline happens here. A bad message costs the
+message; a bug in one sensor's pipeline costs that sensor (status `fault`), never the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from edge_agent import commands, host, pipeline
+from edge_agent.alarms import Refused, Transition
+from edge_agent.commands import Command, Unusable
+from edge_agent.config import SensorConfig
+from edge_agent.inbox import Inbox
+from edge_agent.keeper import Answer, Keeper
+from edge_agent.pipeline import Measured, Pipeline, PipelineState
+from edge_agent.signals import rfc3339
+from edge_agent.store import EventRow
+from edge_agent.transport import Transport
+
+log = logging.getLogger(__name__)
+
+#: Messages dropped in a row until the status says bad_data.
+BAD_IN_A_ROW = 3
+#: The retained state is refreshed at most this often.
+STATE_EVERY_S = 60.0
+TICK_S = 0.25
+#: Answers kept, so that a command delivered twice is carried out once.
+REMEMBERED_ANSWERS = 64
+
+
+class Tally:
+    """Dropped messages by sensor and reason; counted by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[str]] = {}
+
+    def add(self, sensor: str, reason: str, n: int = 1) -> bool:
+        """Count; returns whether this is the first of its kind, which is the one to log."""
+        with self._lock:
+            counts = self._counts.setdefault(sensor, Counter())
+            counts[reason] += n
+            return counts[reason] == n
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """A copy."""
+        with self._lock:
+            return {sensor: dict(counts) for sensor, counts in self._counts.items()}
+
+
+@dataclass
+class Sensor:
+    """What changes of one sensor while the agent runs; touched by the worker only.
+
+    heard : monotonic time of the last message
+    """
+
+    config: SensorConfig
+    pipeline: Pipeline
+    state: PipelineState
+    heard: float
+    status: str | None = None
+    bad_run: int = 0
+    fault: bool = False
+    announced: float = float("-inf")
+    last_event_id: str | None = None
+    windows: int = 0
+    gaps: int = 0
+
+
+@dataclass
+class Work:
+    """How much the worker did since it was last asked."""
+
+    signal_s: float = 0.0
+    busy_s: float = 0.0
+    windows: Counter[str] = field(default_factory=Counter)
+
+
+class Worker:
+    """Runs in its own thread from `start` to `stop`; `sensors` may be looked at, not changed, by others."""
+
+    def __init__(
+        self,
+        base: str,
+        sensors: Iterable[Sensor],
+        inbox: Inbox,
+        keeper: Keeper,
+        transport: Transport,
+        tally: Tally,
+        *,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        on_reload: Callable[[Callable[[bool, str], None]], None],
+    ) -> None:
+        self._base = base
+        self.sensors = {sensor.config.id: sensor for sensor in sensors}
+        self._inbox, self._keeper, self._transport, self._tally = inbox, keeper, transport, tally
+        self._clock, self._monotonic, self._on_reload = clock, monotonic, on_reload
+        self.heartbeat = monotonic()
+        self.crashed: BaseException | None = None
+        self._work = Work()
+        self._answers: OrderedDict[str | int, Answer] = OrderedDict()
+        self._draining = threading.Event()
+        self._ticked = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+
+    # ---------------------------------------------------------------- for other threads
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Work off what waits, then end; returns whether that was done within the time."""
+        self._draining.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def alive(self) -> bool:
+        """False after a bug ended the thread."""
+        return self._thread.is_alive()
+
+    def take_work(self) -> Work:
+        """What was done since the last call."""
+        work, self._work = self._work, Work()
+        return work
+
+    # ---------------------------------------------------------------- the loop
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self.heartbeat = self._monotonic()
+                item = self._inbox.take(TICK_S)
+                if item is None:
+                    if self._draining.is_set():
+                        return
+                elif callable(item):
+                    item()
+                else:
+                    self._message(*item)
+                if self.heartbeat - self._ticked >= TICK_S:
+                    self._ticked = self.heartbeat
+                    self._tick()
+        except BaseException as error:
+            self.crashed = error
+            log.critical("the worker ended by a bug", exc_info=True)
+            raise
+
+    def _message(self, name: str, payload: bytes, received: float) -> None:
+        sensor = self.sensors.get(name)
+        if sensor is None or sensor.fault:
+            return
+        began = self._monotonic()
+        sensor.heard = began
+        try:
+            sensor.state, outcome = pipeline.step(sensor.pipeline, sensor.state, payload, received)
+            self._tell(sensor, outcome, received)
+        except Exception as error:  # noqa: BLE001 - a bug here must not stop the other sensors
+            self._quarantine(sensor, error)
+        self._work.busy_s += self._monotonic() - began
+
+    def _tell(self, sensor: Sensor, outcome: pipeline.Outcome, received: float) -> None:
+        name = sensor.config.id
+        if outcome.dropped is not None:
+            self.dropped(name, outcome.dropped.reason, outcome.dropped.message)
+            sensor.bad_run += 1
+            if sensor.bad_run >= BAD_IN_A_ROW:
+                self._set_status(sensor, "bad_data")
+        else:
+            sensor.bad_run = 0
+            self._set_status(sensor, "online")
+        sensor.gaps += outcome.gap_s is not None
+        if not outcome.measured:
+            return
+        window = sensor.pipeline.window
+        self._work.signal_s += len(outcome.measured) * min(window.hop_samples, window.n_samples) / window.fs_hz
+        self._work.windows[name] += len(outcome.measured)
+        sensor.windows += len(outcome.measured)
+        for measured in outcome.measured:
+            self._transport.publish(self._topic(name, "score"), _score(measured))
+        rows = tuple(self._event(sensor, tr, outcome.measured[i]) for i, tr in outcome.transitions)
+        self._hand_over(sensor, received, outcome.measured, rows)
+
+    def _hand_over(
+        self,
+        sensor: Sensor,
+        t: float,
+        measured: tuple[Measured, ...] = (),
+        events: tuple[EventRow, ...] = (),
+        answers: tuple[Answer, ...] = (),
+    ) -> None:
+        now = self._monotonic()
+        announce = None
+        if events or now - sensor.announced >= STATE_EVERY_S:
+            sensor.announced = now
+            announce = self.state_message(sensor)
+        self._keeper.put(
+            sensor.config.id,
+            sensor.state,
+            t,
+            measured=measured,
+            events=events,
+            announce=announce,
+            answers=answers,
+        )
+
+    def _event(self, sensor: Sensor, transition: Transition, measured: Measured | None) -> EventRow:
+        name = sensor.config.id
+        payload = pipeline.event(sensor.pipeline, transition, measured, bool(host.clock_synced()))
+        sensor.last_event_id = transition.event_id
+        log.warning(
+            "%s: %s %s, %s%s",
+            name,
+            transition.state,
+            transition.severity,
+            transition.type,
+            f", ratio {measured.ratio:.3g}" if measured is not None and measured.ratio is not None else "",
+        )
+        return EventRow(transition, self._topic(name, "event"), msgspec.json.encode(payload).decode())
+
+    def _quarantine(self, sensor: Sensor, error: Exception) -> None:
+        sensor.fault = True
+        log.error(
+            "%s: its pipeline failed (%s: %s) and is stopped; the other sensors go on. Reload once the cause "
+            "is mended (kill -HUP, or the command reload)",
+            sensor.config.id,
+            type(error).__name__,
+            error,
+            exc_info=error,
+        )
+        self._set_status(sensor, "fault")
+
+    def dropped(self, sensor: str, reason: str, message: str, n: int = 1) -> None:
+        """Count dropped messages, of any thread; the first of each sensor and reason is logged."""
+        if self._tally.add(sensor, reason, n):
+            log.warning("%s: message dropped (%s; counted from now on without a line): %s", sensor, reason, message)
+
+    # ---------------------------------------------------------------- time
+
+    def _tick(self) -> None:
+        now, t = self._monotonic(), self._clock()
+        for sensor in self.sensors.values():
+            if not sensor.fault and now - sensor.heard > sensor.config.silent_after_s:
+                self._set_status(sensor, "silent")
+            state, transition = pipeline.expire(sensor.pipeline, sensor.state, t)
+            if transition is not None:
+                sensor.state = state
+                self._hand_over(sensor, t, events=(self._event(sensor, transition, state.last),))
+
+    def _set_status(self, sensor: Sensor, status: str) -> None:
+        if status != sensor.status:
+            level = logging.INFO if status == "online" else logging.WARNING
+            if sensor.status is not None or status != "online":
+                log.log(level, "%s: %s", sensor.config.id, status)
+            sensor.status = status
+            self.publish_status(sensor.config.id, status)
+
+    def publish_status(self, name: str, status: str) -> None:
+        """The retained status of one sensor."""
+        self._transport.publish(self._topic(name, "status"), status.encode(), qos=1, retain=True)
+
+    def republish(self) -> None:
+        """After a connect: every status that is known (the keeper sends the states)."""
+        for name, sensor in self.sensors.items():
+            if sensor.status is not None:
+                self.publish_status(name, sensor.status)
+
+    def state_message(self, sensor: Sensor) -> Answer:
+        """The retained state: an event's fields without `type`, about now."""
+        alarm, last = sensor.state.alarm, sensor.state.last
+        t = last.end if last is not None else self._clock()
+        stand_in = Transition("", "", "", t, alarm.state, "", t)
+        fields: dict[str, Any] = pipeline.event(sensor.pipeline, stand_in, last, bool(host.clock_synced()))
+        del fields["type"]
+        fields |= {
+            "event_id": sensor.last_event_id,
+            "alarm_id": alarm.alarm_id,
+            "severity": alarm.severity,
+            "since": None if alarm.since is None else rfc3339(alarm.since),
+            "shelved_until": None if alarm.shelved_until is None else rfc3339(alarm.shelved_until),
+            "acked_by": alarm.acked_by,
+            "ack_why": alarm.ack_why,
+        }
+        return self._topic(sensor.config.id, "state"), msgspec.json.encode(fields)
+
+    # ---------------------------------------------------------------- commands
+
+    def command(self, name: str, payload: bytes) -> None:
+        """Carry out a command that came over MQTT (in the worker's thread) and answer it."""
+        try:
+            asked = commands.parse(name, payload)
+        except Unusable as error:
+            log.warning("command %s: %s", name, error)
+            if error.request_id is not None:
+                self._answer(name, error.request_id, False, str(error))
+            return
+        if asked.request_id is not None and asked.request_id in self._answers:
+            self._transport.publish(*self._answers[asked.request_id], qos=1)
+            return
+        if asked.name == "reload":
+            self._on_reload(lambda ok, message: self._answer("reload", asked.request_id, ok, message))
+        elif asked.name == "resend":
+            self._keeper.resend(
+                {"since_t": asked.since_t, "event_id": asked.event_id, "alarm_id": asked.alarm_id},
+                lambda ok, message: self._result("resend", asked.request_id, ok, message),
+            )
+        else:
+            self._alarm_command(asked)
+
+    def _alarm_command(self, asked: Command) -> None:
+        sensor = self.sensors.get(asked.sensor or "")
+        if sensor is None:
+            known = ", ".join(self.sensors)
+            self._answer(asked.name, asked.request_id, False, f"unknown sensor {asked.sensor!r}; known: {known}")
+            return
+        t = self._clock()
+        try:
+            state, transition = pipeline.command(
+                sensor.pipeline, sensor.state, asked.name, t, by=asked.by, comment=asked.why, for_s=asked.for_s
+            )
+        except Refused as error:
+            self._answer(asked.name, asked.request_id, False, f"{asked.sensor}: {error}")
+            return
+        sensor.state = state
+        row = self._event(sensor, transition, state.last)
+        # The answer leaves with the commit: what a person was told is on record.
+        answer = self._result(asked.name, asked.request_id, True, f"{asked.sensor}: {transition.state}")
+        self._hand_over(sensor, t, events=(row,), answers=(answer,))
+
+    def _answer(self, name: str, request_id: str | int | None, ok: bool, message: str) -> None:
+        self._transport.publish(*self._result(name, request_id, ok, message), qos=1)
+
+    def _result(self, name: str, request_id: str | int | None, ok: bool, message: str) -> Answer:
+        log.info("command %s: %s%s", name, "" if ok else "refused: ", message)
+        answer = f"{self._base}/cmd/{name}/result", commands.result(request_id, ok, message)
+        if request_id is not None:
+            self._answers[request_id] = answer
+            while len(self._answers) > REMEMBERED_ANSWERS:
+                self._answers.popitem(last=False)
+        return answer
+
+    # ---------------------------------------------------------------- reload
+
+    def replace_sensors(self, configs: Mapping[str, SensorConfig], pipelines: Mapping[str, Pipeline]) -> str:
+        """Take over a new configuration (in the worker's thread); says what changed.
+
+        An unchanged sensor keeps everything. A changed one keeps as much of its state as fits the new
+        pipeline: all of it, or only the alarm. A quarantine is lifted.
+        """
+        old, now = self.sensors, self._monotonic()
+        new: dict[str, Sensor] = {}
+        changed = []
+        for name, config in configs.items():
+            was = old.get(name)
+            if was is None:
+                new[name] = Sensor(config, pipelines[name], pipeline.initial(pipelines[name]), now)
+            elif was.config == config and was.pipeline.identity == pipelines[name].identity and not was.fault:
+                new[name] = was
+                continue
+            else:
+                state = carry(pipelines[name], pipeline.dump(was.state))
+                new[name] = replace(
+                    was, config=config, pipeline=pipelines[name], state=state, heard=now, status=None, bad_run=0, fault=False
+                )
+            changed.append(name)
+        gone = [name for name in old if name not in new]
+        self.sensors = new
+        for name in gone:
+            self.publish_status(name, "disabled")
+            self._keeper.forget(name)
+        for name in changed:
+            self._hand_over(new[name], self._clock())
+        return f"{len(new)} sensors; changed: {', '.join(changed) or 'none'}; removed: {', '.join(gone) or 'none'}"
+
+    def _topic(self, sensor: str, what: str) -> str:
+        return f"{self._base}/s/{sensor}/{what}"
+
+
+def carry(to: Pipeline, blob: bytes) -> PipelineState:
+    """A stored state for this pipeline: whole where it fits, else its alarm, else new."""
+    state = pipeline.load(to, blob)
+    if state is not None:
+        return state
+    fresh, alarm = pipeline.initial(to), pipeline.load_alarm(blob)
+    if alarm is None:
+        return fresh
+    # Votes of another model or limit mean nothing here.
+    return replace(fresh, alarm=replace(alarm, ratios=(), raise_since=None, return_since=None))
+
+
+def _score(m: Measured) -> bytes:
+    return msgspec.json.encode(
+        {
+            "schema": 1,
+            "ts": rfc3339(m.end),
+            "start": rfc3339(m.start),
+            "seq": m.seq,
+            "score": m.score,
+            "threshold": m.threshold,
+            "ratio": m.ratio,
+            "quality": m.quality,
+        }
+    )
