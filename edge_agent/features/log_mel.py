@@ -13,8 +13,10 @@ from edge_agent.features._checks import choice, flag, integer, number
 from edge_agent.features._rows import Rows, frames, hann, sample_count
 from edge_agent.signals import F32, F64
 
-#: Samples of the frames transformed in one call: windowed copy and spectrum stay in a 1 MiB cache.
-_BLOCK = 131072
+#: Samples of the frames transformed in one call. Windowed copy and spectrum (0.25 MiB each) then stay in the
+#: cache and below what the allocator gives back to the system: at twice the size a 10 s clip took 585 page
+#: faults and 1.9 instead of 0.7 ms.
+_BLOCK = 65536
 _DB = np.float32(10.0 / np.log(10.0))
 
 
