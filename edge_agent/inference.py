@@ -86,6 +86,8 @@ class TFLiteModel:
         self._shape = tuple(int(n) for n in self._input["shape"])
         self._outputs = self._interpreter.get_output_details()
         self.n_patches, self.patch_shape = n_patches, patch_shape
+        #: Size of one step of the first output where it is quantised, else 0.
+        self.output_step = float(self._outputs[0]["quantization"][0])
 
     def __call__(self, x: F32) -> Sequence[F32]:
         """(n_patches, width, F) float32 -> outputs, each (n_patches, ...) float32."""

@@ -1,0 +1,226 @@
+"""Recordings to a table of feature vectors, cut and computed by the agent's own code.
+
+    Source ─► Recording ─► windows (edge_agent.recordings) ─► FeatureSet.raw ─► Table
+
+Samples are not kept: a table of a thousand one-second snapshots is a few hundred kilobytes, and several
+training runs can share it. What is kept is the mean spectrum of the healthy windows, from which `surrogate`
+makes the bundle's golden windows: no recorded sample leaves the workstation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from scipy import fft
+
+from edge_agent import simulate
+from edge_agent.errors import RecordingError
+from edge_agent.features import FeatureSet, FeatureSpec
+from edge_agent.recordings import Ask, Recording, open_recordings, windows
+from edge_agent.signals import F32, F64, Chunk
+from trainer.recipe import Recipe, Source
+
+#: Windows whose spectra are averaged for the surrogate.
+_SPECTRA = 64
+#: Windows that go through the feature families at once.
+_BATCH = 16
+_ID = re.compile(r"(?:^|[_/])((?:id|section)_\d+)", re.IGNORECASE)
+_NOT_A_MACHINE = {"normal", "anomaly", "abnormal", "train", "test", "source_test", "target_test"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is known of one recording: its name, label ("normal", "anomaly" or None) and machine id."""
+
+    name: str
+    label: str | None
+    machine: str | None
+
+    @property
+    def healthy(self) -> bool:
+        """Everything that no label calls anomalous."""
+        return self.label != "anomaly"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features of every window of every recording, in order; n windows, R recordings.
+
+    spec      : fs, window, families; without standardisation constants
+    names     : (F,) names of the features
+    vectors   : (n, n_frames, F) float32, not standardised
+    start     : (n,) time of each window's first sample, s
+    recording : (n,) index into `clips`
+    clips     : (R,)
+    spectrum  : (C, n_samples // 2 + 1) root of the mean power of healthy windows' spectra
+    """
+
+    spec: FeatureSpec
+    names: tuple[str, ...]
+    vectors: F32
+    start: F64
+    recording: F64
+    clips: tuple[Clip, ...]
+    spectrum: F64
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def healthy(self) -> np.ndarray:
+        """(n,) bool: windows of recordings that no label calls anomalous."""
+        return np.array([c.healthy for c in self.clips], bool)[self.recording]
+
+    def of(self, indices: np.ndarray) -> tuple[Clip, ...]:
+        """The clip of each window."""
+        return tuple(self.clips[i] for i in self.recording[indices])
+
+
+def machine_of(recording: Recording, root: Path) -> str | None:
+    """The machine id a file's place says: `id_00` or `section_00` in its name, else its sub-folder.
+
+    normal_id_02_00000007.wav -> "id_02"; root/pump-3/a.wav -> "pump-3"; root/normal/a.wav -> None.
+    """
+    if found := _ID.search(recording.name):
+        return found.group(1).lower()
+    folder = recording.path.parent
+    parts = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
+    for part in reversed(parts):
+        if found := _ID.search(part):
+            return found.group(1).lower()
+        if part.lower() not in _NOT_A_MACHINE:
+            return re.sub(r"[^a-z0-9_-]", "-", part.lower())
+    return None
+
+
+def recordings(source: Source) -> Iterator[tuple[Recording, Clip]]:
+    """Every recording of a source with what is known of it."""
+    if source.simulate is not None:
+        yield from _simulated(source)
+        return
+    assert source.path is not None  # the recipe has one or the other
+    for recording in open_recordings(source.path, Ask(source.fs_hz, source.channels)):
+        label = recording.label if source.labels else None
+        yield recording, Clip(recording.name, label, source.machine or machine_of(recording, source.path))
+
+
+def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None) -> Table:
+    """The feature table of a recipe's data, or of recordings given instead.
+
+    Raises RecordingError where nothing can be used: no recording, several sampling rates or channel
+    counts, all shorter than one window.
+    """
+    if found is None:
+        found = (pair for source in recipe.data for pair in recordings(source))
+    features: FeatureSet | None = None
+    clips: list[Clip] = []
+    vectors: list[F32] = []
+    starts: list[float] = []
+    owner: list[int] = []
+    power: F64 | float = 0.0
+    n_spectra = n_short = 0
+    for recording, clip in found:
+        if features is None:
+            features = FeatureSet(_spec(recipe, recording))
+        spec = features.spec
+        if not np.isclose(recording.fs_hz, spec.fs_hz, rtol=1e-3):
+            raise RecordingError(
+                f"{recording.name}: {recording.fs_hz:g} Hz, but the recordings before it have {spec.fs_hz:g} Hz; "
+                "expected one sampling rate: resample the file or leave it out"
+            )
+        n_before = len(starts)
+        cut = windows(recording, spec.n_samples, spec.hop_samples)
+        while batch := list(islice(cut, _BATCH)):
+            x = np.stack([w.samples for w in batch])
+            if x.shape[1] != spec.n_channels:
+                raise RecordingError(
+                    f"{recording.name}: {x.shape[1]} channels, but the recordings before it have "
+                    f"{spec.n_channels}; choose with `channels`"
+                )
+            if not np.isfinite(x).all():
+                raise RecordingError(f"{recording.name}: holds NaN or infinite samples; mend or leave out the file")
+            vectors.append(features.raw(x))
+            starts += [w.start for w in batch]
+            owner += [len(clips)] * len(batch)
+            if clip.healthy and n_spectra < _SPECTRA:
+                power = power + (np.abs(fft.rfft(x)) ** 2).sum(0, dtype=np.float64)
+                n_spectra += len(batch)
+        n_short += len(starts) == n_before
+        clips.append(clip)
+    if features is None or not starts:
+        raise RecordingError(
+            f"{recipe.origin}: {len(clips)} recordings, {n_short} of them shorter than one window; "
+            "expected at least one whole window: choose a shorter window"
+        )
+    return Table(
+        features.spec,
+        features.names,
+        np.concatenate(vectors),
+        np.array(starts),
+        np.array(owner, np.int64),
+        tuple(clips),
+        np.sqrt(np.asarray(power) / max(n_spectra, 1)),
+    )
+
+
+def surrogate(of: Table, rng: np.random.Generator) -> F32:
+    """(C, n_samples) Gaussian noise with the mean spectrum of the healthy windows."""
+    n = of.spec.n_samples
+    phase = np.exp(2j * np.pi * rng.random(of.spectrum.shape))
+    # A Gaussian's bins have Rayleigh magnitudes; the mean power stays that of the table.
+    magnitude = of.spectrum * np.sqrt(rng.exponential(1.0, of.spectrum.shape))
+    return np.asarray(fft.irfft(magnitude * phase, n), np.float32)
+
+
+def _spec(recipe: Recipe, recording: Recording) -> FeatureSpec:
+    n_samples, hop_samples = recipe.window.samples(recording.fs_hz)
+    chunk = next(iter(recording.chunks()), None)
+    if chunk is None:
+        raise RecordingError(f"{recording.name}: holds no samples")
+    return FeatureSpec(
+        recording.fs_hz, n_samples, hop_samples, chunk.samples.shape[0], recipe.features, recipe.context
+    )
+
+
+def _simulated(source: Source) -> Iterator[tuple[Recording, Clip]]:
+    if source.simulate == "demo":
+        machine = simulate.demo_machine()
+
+        def chunks() -> Iterator[Chunk]:
+            n = round(machine.fs_hz)
+            endless = simulate.stream(machine, n, simulate.never, source.seed)
+            return islice(endless, max(1, round(source.seconds)))
+
+        yield _in_memory("demo", machine.fs_hz, None, chunks), Clip("demo", None, source.machine or "demo")
+        return
+    for number in source.ids:
+        for k in range(source.clips + source.anomalies):
+            bad = k >= source.clips
+            fault = simulate.FAN_FAULTS[k % len(simulate.FAN_FAULTS)] if bad else None
+            label = "anomaly" if bad else "normal"
+            name = f"{label}_id_{number:02d}_{k:08d}"
+            yield (
+                _in_memory(name, 16000.0, label, _fan_clip(source, number, fault, k)),
+                Clip(name, label if source.labels else None, source.machine or f"id_{number:02d}"),
+            )
+
+
+def _fan_clip(source: Source, number: int, fault: str | None, k: int) -> Callable[[], Iterator[Chunk]]:
+    def chunks() -> Iterator[Chunk]:
+        x = simulate.sound(number, fault=fault, seconds=source.seconds, seed=(source.seed, k))
+        yield Chunk(x[np.newaxis], fs_hz=16000.0)
+
+    return chunks
+
+
+def _in_memory(name: str, fs_hz: float, label: str | None, chunks: Callable[[], Iterator[Chunk]]) -> Recording:
+    return Recording(name, Path("simulated") / name, fs_hz, label, chunks)
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with another training seed."""
+    return replace(recipe, train=replace(recipe.train, seed=seed))

@@ -1,0 +1,274 @@
+"""How good a bundle is, by the TFLite file as shipped and the agent's own alarm engine.
+
+    recordings ─► Judge (features, TFLite, score) ─► AUC, pAUC        anomalous windows against normal ones
+                                                 └─► alarms.step ─►  false alarms per day, detection delay
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from edge_agent import alarms
+from edge_agent import bundle as bundles
+from edge_agent.alarms import Alarm, AlarmPolicy
+from edge_agent.bundle import Bundle
+from edge_agent.errors import RecordingError
+from edge_agent.recordings import Recording, windows
+from edge_agent.signals import F64, parse_time, rfc3339
+from trainer.data import Clip
+
+#: Upper end of the false-positive rates that pAUC looks at (DCASE).
+PAUC_LIMIT = 0.1
+
+
+def auc(scores: F64, anomalous: Any) -> float:
+    """Probability that an anomalous score exceeds a normal one, ties counting one half; NaN without both.
+
+    The Mann-Whitney statistic: [1, 2, 3] with the 3 anomalous gives 1.0.
+    """
+    anomalous = np.asarray(anomalous, bool)
+    n1, n0 = int(anomalous.sum()), int((~anomalous).sum())
+    if not n1 or not n0:
+        return float("nan")
+    return float((rankdata(scores)[anomalous].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+
+
+def pauc(scores: F64, anomalous: Any, limit: float = PAUC_LIMIT) -> float:
+    """Area under the ROC curve over false-positive rates [0, limit], divided by `limit` (DCASE).
+
+    0.05 for a score that knows nothing at limit 0.1 (not 0.5: this is not McClish's standardisation), 1 for
+    a perfect one; NaN without both kinds. The curve is linear between its points, as in `auc`.
+    """
+    anomalous = np.asarray(anomalous, bool)
+    n1, n0 = int(anomalous.sum()), int((~anomalous).sum())
+    if not n1 or not n0:
+        return float("nan")
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    ordered, hits = np.asarray(scores, np.float64)[order], anomalous[order]
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    tpr = np.append(0.0, np.cumsum(hits)[last] / n1)
+    fpr = np.append(0.0, np.cumsum(~hits)[last] / n0)
+    x = np.append(fpr[fpr < limit], limit)
+    y = np.append(tpr[fpr < limit], np.interp(limit, fpr, tpr))
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / limit)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of one recording: its label, and the time (s) from which it is anomalous, if it turns."""
+
+    label: str | None
+    onset: float | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one recording in order; `end` in s, `ratio` = score / limit."""
+
+    clip: Clip
+    score: F64
+    ratio: F64
+    end: F64
+
+
+def read_labels(path: Path) -> dict[str, Truth]:
+    """A CSV with the columns `file` and `label` (normal, anomaly) and, optionally, `onset`.
+
+    `onset` is the time from which the recording is anomalous: RFC 3339, or seconds. `file` is the recording's
+    name, with or without folders. Raises RecordingError with the line.
+    """
+    truths = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            where = f"{path}:{number}"
+            name, label = (row.get("file") or "").strip(), (row.get("label") or "").strip() or None
+            if not name or label not in (None, "normal", "anomaly"):
+                raise RecordingError(
+                    f"{where}: file {name!r}, label {label!r}; expected columns file,label[,onset] with label "
+                    "normal or anomaly"
+                )
+            onset = (row.get("onset") or "").strip()
+            try:
+                seconds = None if not onset else float(onset) if _is_number(onset) else parse_time(onset)
+            except ValueError as error:
+                raise RecordingError(f"{where}: onset: {error}") from error
+            truths[Path(name).name] = Truth(label, seconds)
+    return truths
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def score_recordings(bundle: Bundle, found: Iterable[tuple[Recording, Clip]]) -> list[Scored]:
+    """Every recording through the bundle as the agent would score it; each begins with an empty history."""
+    spec = bundle.manifest.features
+    out = []
+    for recording, clip in found:
+        if not np.isclose(recording.fs_hz, spec.fs_hz, rtol=1e-3):
+            raise RecordingError(
+                f"{recording.name}: {recording.fs_hz:g} Hz, the bundle is for {spec.fs_hz:g} Hz: resample the file "
+                "or train a bundle for this rate"
+            )
+        rows = []
+        history: list[Any] = []
+        end = None
+        for window in windows(recording, spec.n_samples, spec.hop_samples):
+            if window.samples.shape[0] != spec.n_channels:
+                raise RecordingError(
+                    f"{recording.name}: {window.samples.shape[0]} channels, the bundle is for {spec.n_channels}; "
+                    "choose with --channel"
+                )
+            vectors = bundle.judge.vectors(window.samples)
+            if spec.context.over == "windows":
+                limit = spec.context.max_gap_s
+                if limit is not None and end is not None and window.start - end > limit:
+                    history = []
+                history, end = [*history, vectors][-spec.context.width :], window.end
+                if len(history) < spec.context.width:
+                    continue
+                vectors = np.concatenate(history)
+            rows.append((bundle.judge.score(vectors).value, window.end))
+        values = np.array([r[0] for r in rows])
+        out.append(Scored(clip, values, values / bundle.threshold.value, np.array([r[1] for r in rows])))
+    return out
+
+
+def events(ratios: Iterable[float], ends: Iterable[float], policy: AlarmPolicy) -> list[int]:
+    """Numbers of the windows at which the agent would raise a new alarm."""
+    alarm, raised = Alarm(), []
+    for i, (ratio, t) in enumerate(zip(ratios, ends, strict=True)):
+        alarm, transition = alarms.step(alarm, policy, float(ratio), float(t), "evaluate")
+        if transition is not None and transition.type == "new":
+            raised.append(i)
+    return raised
+
+
+def evaluate(
+    path: Path,
+    found: Iterable[tuple[Recording, Clip]],
+    *,
+    labels: Mapping[str, Truth] | None = None,
+    policy: AlarmPolicy = AlarmPolicy(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """The figures of a bundle on labelled recordings, as one JSON object.
+
+    For a log_odds bundle each recording is judged as its own machine, and there is a row per machine.
+    """
+    bundle = bundles.load(path)
+    manifest = bundle.manifest
+    named = [(r, _labelled(c, labels)) for r, c in found]
+    groups: dict[str, list[tuple[Recording, Clip]]] = {}
+    for recording, clip in named:
+        groups.setdefault(_machine(manifest.classes, clip, path) if manifest.classes else "", []).append((recording, clip))
+    result: dict[str, Any] = {
+        "bundle": manifest.name,
+        "version": manifest.version,
+        "model": manifest.model,
+        "quantization": manifest.quantization.type,
+        "recordings": len(named),
+    }
+    every: list[Scored] = []
+    rows = []
+    for machine, members in sorted(groups.items()):
+        judge = bundles.load(path, machine, golden=False) if machine else bundle
+        scored = score_recordings(judge, members)
+        every += scored
+        if machine:
+            rows.append({"machine": machine, **figures(scored, manifest.features.hop_samples, manifest.features.fs_hz, labels, policy)})
+    result |= figures(every, manifest.features.hop_samples, manifest.features.fs_hz, labels, policy)
+    if rows:
+        result["machines"] = rows
+        for key in ("auc", "pauc"):
+            known = [row[key] for row in rows if row[key] is not None]
+            result[f"mean_{key}"] = round(float(np.mean(known)), 4) if known else None
+    return result
+
+
+def figures(
+    scored: list[Scored],
+    hop_samples: int,
+    fs_hz: float,
+    labels: Mapping[str, Truth] | None,
+    policy: AlarmPolicy,
+) -> dict[str, Any]:
+    """AUC, pAUC and alarm figures of some recordings; None where the labels do not allow a figure.
+
+    Recordings without an onset are one sequence in their order, normal ones first; where one turns (onset),
+    it is a sequence of its own.
+    """
+    truths = [_truth(s, labels) for s in scored]
+    flags = [
+        np.full(len(s.end), t.label == "anomaly") if t.onset is None else s.end > t.onset
+        for s, t in zip(scored, truths, strict=True)
+    ]
+    known = [t.label is not None or t.onset is not None for t in truths]
+    scores = np.concatenate([s.ratio for s, k in zip(scored, known, strict=True) if k] or [np.zeros(0)])
+    anomalous = np.concatenate([f for f, k in zip(flags, known, strict=True) if k] or [np.zeros(0, bool)])
+    hop_s = hop_samples / fs_hz
+    normal = [s.ratio[~f] for s, f in zip(scored, flags, strict=True)]
+    n_normal = sum(len(r) for r in normal)
+    days = n_normal * hop_s / 86400.0
+    crossings = sum(int((r >= policy.warning_ratio).sum()) for r in normal)
+    false_events, delays = 0, []
+    together = [(s, f) for s, f, t in zip(scored, flags, truths, strict=True) if t.onset is None]
+    runs = [(s.ratio, s.end, f, t.onset) for s, f, t in zip(scored, flags, truths, strict=True) if t.onset is not None]
+    if together:
+        together.sort(key=lambda pair: bool(pair[1].any()))
+        ratio = np.concatenate([s.ratio for s, _ in together])
+        flag = np.concatenate([f for _, f in together])
+        # Separate files have no common clock: windows follow each other at the hop.
+        runs.append((ratio, hop_s * (1.0 + np.arange(len(ratio))), flag, None))
+    for ratio, ends, flag, onset in runs:
+        raised = events(ratio, ends, policy)
+        false_events += sum(not flag[i] for i in raised)
+        if flag.any():
+            hit = next((i for i in raised if flag[i]), None)
+            begin = onset if onset is not None else float(ends[int(np.argmax(flag))]) - hop_s
+            delays.append({"found": hit is not None, "delay_s": None if hit is None else round(float(ends[hit]) - begin, 3),
+                           "event": None if hit is None else rfc3339(float(ends[hit]))})  # fmt: skip
+    return {
+        "windows": int(sum(len(s.end) for s in scored)),
+        "normal_windows": n_normal,
+        "anomalous_windows": int(sum(f.sum() for f in flags)),
+        "auc": _rounded(auc(scores, anomalous)),
+        "pauc": _rounded(pauc(scores, anomalous)),
+        "crossings": crossings,
+        "crossings_per_day": round(crossings / days, 2) if days else None,
+        "false_alarms": false_events,
+        "false_alarms_per_day": round(false_events / days, 2) if days else None,
+        "detections": delays,
+    }
+
+
+def _labelled(clip: Clip, labels: Mapping[str, Truth] | None) -> Clip:
+    truth = (labels or {}).get(Path(clip.name).name)
+    return clip if truth is None else Clip(clip.name, truth.label or clip.label, clip.machine)
+
+
+def _truth(scored: Scored, labels: Mapping[str, Truth] | None) -> Truth:
+    return (labels or {}).get(Path(scored.clip.name).name, Truth(scored.clip.label))
+
+
+def _machine(classes: tuple[str, ...], clip: Clip, path: Path) -> str:
+    if clip.machine not in classes:
+        raise RecordingError(
+            f"{clip.name}: machine {clip.machine!r} is not among the classes of {path}: {', '.join(classes)}; expected "
+            "the id in the file's name or folder, or name it with --machine"
+        )
+    return clip.machine
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 4)

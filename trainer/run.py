@@ -1,0 +1,382 @@
+"""One training run from recipe to bundle: the library behind `edge-trainer fit`, benchmarks and tests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from edge_agent import bundle, scoring, thresholds
+from edge_agent.bundle import Bundle, Manifest, Quantization, Residual
+from edge_agent.errors import ConfigError, Problem, RecordingError
+from edge_agent.features import FeatureSet, standardisation
+from edge_agent.inference import TFLiteModel
+from edge_agent.pipeline import Model, no_model
+from edge_agent.scoring import ScoreRule
+from edge_agent.signals import F32, F64
+from edge_agent.thresholds import Threshold
+from trainer import card, export, fit, splits
+from trainer.data import Table, surrogate
+from trainer.data import table as make_table
+from trainer.evaluate import auc
+from trainer.export import ExportError
+from trainer.fit import History, Progress
+from trainer.recipe import Recipe
+from trainer.splits import Parts
+
+#: The gates of an int8 model: the residual must span this many steps of the output, and scores keep their order.
+MIN_STEPS, MIN_SPEARMAN, MAX_AUC_LOSS = 2.0, 0.99, 0.01
+#: Patches from which the converter learns the int8 ranges.
+_REPRESENTATIVE = 256
+#: A golden window longer than this many samples stands alone, so that a bundle stays below 1.5 MB.
+_LONG_WINDOW = 100_000
+_GOLDEN_HISTORIES = 8
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run made: the verified bundle, and what plots and tests look at.
+
+    scores : calibration scores in time order; warnings: sentences that stand in the card too
+    """
+
+    bundle: Bundle
+    manifest: Manifest
+    history: History
+    scores: F64
+    warnings: tuple[str, ...]
+    table: Table
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Model inputs of some windows: patches (s, n_patches, width, F), the newest window of each, its class."""
+
+    patches: F32
+    window: Any
+    group: Any
+
+    def flat(self) -> F32:
+        return self.patches.reshape(-1, *self.patches.shape[2:])
+
+    def each(self, values: Any) -> Any:
+        """One value a window -> one a patch."""
+        return np.repeat(values, self.patches.shape[1])
+
+
+def run(recipe: Recipe, out: Path, *, table: Table | None = None, progress: Progress | None = None) -> FitResult:
+    """Train, export, calibrate, verify and write the bundle `out`.
+
+    table : the recipe's features, where they were computed before (they do not depend on the seed)
+    Raises ConfigError for a recipe that its data contradict, RecordingError for data that cannot be used.
+    """
+    table = make_table(recipe) if table is None else table
+    parts = splits.split(table, recipe.split, validation=_validation(recipe), seed=recipe.train.seed)
+    spec = replace(table.spec, context=recipe.context)
+    if recipe.model != "indicator":
+        learnt_on = np.concatenate([parts.train, parts.validation])
+        offset, scale = standardisation(table.vectors[learnt_on])
+        spec = replace(spec, offset=offset, scale=scale)
+    try:
+        features = FeatureSet(spec)
+    except ValueError as error:
+        raise ConfigError(recipe.origin, [Problem("context", repr(recipe.context), str(error))]) from error
+    vectors = features.standardise(table.vectors)
+    classes = _classes(recipe, table, parts)
+    rule = _rule(recipe, features.names, len(classes))
+    calibrate = _inputs(features, vectors, table, parts.calibrate, classes)
+    warnings = [parts.note] if parts.note else []
+    history: History = {}
+    figures: dict[str, float] = {}
+    flatbuffer: bytes | None = None
+    quantization = Quantization("none")
+    if recipe.model != "indicator":
+        train = _inputs(features, vectors, table, parts.train, classes)
+        if not len(train.patches) or not len(calibrate.patches):
+            raise RecordingError(
+                f"{recipe.origin}: {len(parts.train)} windows to train and {len(parts.calibrate)} to calibrate hold "
+                f"no gap-free history of {spec.context.width}; expected longer recordings or a smaller context.width"
+            )
+        held = _inputs(features, vectors, table, parts.validation, classes)
+        bad = _inputs(features, vectors, table, parts.anomalies, ())
+        keras_model, history, figures = fit.train(
+            recipe, train.flat(), train.each(train.group), (held.flat(), held.each(held.group)),
+            bad.flat(), train.each(train.window), progress,
+        )  # fmt: skip
+        flatbuffer, quantization = _export(recipe, keras_model, rule, train, calibrate, len(classes), progress)
+        if quantization.note:
+            warnings.append(quantization.note)
+    width = (spec.context.width, len(features.names))
+    model: Model = no_model if flatbuffer is None else TFLiteModel(flatbuffer, features.n_patches, width)
+    scored = [
+        scoring.build(_own(rule, int(g)))(x, model(x)) for x, g in zip(calibrate.patches, calibrate.group, strict=True)
+    ]
+    scores = np.array([s.value for s in scored])
+    residuals = np.stack([s.residual for s in scored]).astype(np.float64)
+    threshold = _threshold(recipe, scores, calibrate.group, classes, warnings)
+    manifest = Manifest(
+        bundle.SCHEMA, recipe.name, _version(flatbuffer, threshold, spec), recipe.model, spec, rule, threshold,
+        Residual(tuple(residuals.mean(0).tolist()), tuple(residuals.std(0).tolist())),
+        quantization, {}, classes, recipe.unit,
+        _provenance(recipe, table, parts, history, figures, warnings, len(scores)),
+    )  # fmt: skip
+    windows, golden = _golden(table, features, vectors, calibrate)
+    written = bundle.write(
+        out,
+        manifest,
+        model=flatbuffer,
+        calibration=scores,
+        groups=calibrate.group if classes else None,
+        golden_windows=windows,
+        golden_features=golden,
+        card=card.text(manifest, scores, None if flatbuffer is None else len(flatbuffer), warnings),
+    )
+    return FitResult(written, written.manifest, history, scores, tuple(warnings), table, parts)
+
+
+def _validation(recipe: Recipe) -> float:
+    return recipe.train.validation if recipe.model != "indicator" else 0.0
+
+
+def _classes(recipe: Recipe, table: Table, parts: Parts) -> tuple[str, ...]:
+    """Machine ids in the order of the logits; empty for models that know no machine."""
+    if recipe.model != "mobilenet_v2":
+        return ()
+    found = {c.machine for c in table.of(parts.train)}
+    if None in found or len(found) < 2:
+        named = sorted(m for m in found if m is not None)
+        raise RecordingError(
+            f"{recipe.origin}: mobilenet_v2 tells machines apart and found the ids {named}; expected at least two, "
+            "as id_00 or section_00 in the file names, or one sub-folder a machine"
+        )
+    missing = found - {c.machine for c in table.of(parts.calibrate)}
+    if missing:
+        raise RecordingError(f"{recipe.origin}: no recording of {sorted(map(str, missing))} is left to calibrate on")
+    return tuple(sorted(m for m in found if m is not None))
+
+
+def _rule(recipe: Recipe, names: Sequence[str], n_classes: int) -> ScoreRule:
+    if recipe.score.kind == "log_odds":
+        return ScoreRule("log_odds", {"target": 0, "n_classes": n_classes})
+    if recipe.score.kind == "indicator":
+        feature = recipe.score.params["feature"]
+        if feature not in names:
+            problem = Problem("score.feature", repr(feature), f"one of {', '.join(names)}")
+            raise ConfigError(recipe.origin, [problem])
+        return ScoreRule("indicator", {"index": names.index(feature)})
+    return recipe.score
+
+
+def _own(rule: ScoreRule, group: int) -> ScoreRule:
+    return rule if rule.kind != "log_odds" else replace(rule, params={**rule.params, "target": group})
+
+
+def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes: Sequence[str]) -> _Inputs:
+    context = features.spec.context
+    if context.over == "windows":
+        histories = splits.sequences(table, part, context)
+        patches = vectors[histories][:, np.newaxis, :, 0, :]
+        newest = histories[:, -1] if len(histories) else np.zeros(0, np.int64)
+    else:
+        shape = (0, features.n_patches, context.width, len(features.names))
+        patches = np.stack([features.patches(v) for v in vectors[part]]) if len(part) else np.zeros(shape, np.float32)
+        newest = part
+    number = {name: i for i, name in enumerate(classes)}
+    group = np.array([number.get(c.machine or "", 0) for c in table.of(newest)], np.int16)
+    return _Inputs(patches, newest, group)
+
+
+def _threshold(
+    recipe: Recipe, scores: F64, group: Any, classes: Sequence[str], warnings: list[str]
+) -> Threshold:
+    limit = recipe.threshold
+    try:
+        for number, name in enumerate(classes):
+            fitted = thresholds.fit(scores[group == number], limit.method, limit.false_alarm_rate)
+            if number and fitted.warning:
+                warnings.append(f"{name}: {fitted.warning}")
+        threshold = thresholds.fit(scores[group == 0], limit.method, limit.false_alarm_rate)
+    except ValueError as error:
+        raise RecordingError(f"{recipe.origin}: calibration: {error}") from error
+    if threshold.warning:
+        warnings.append(threshold.warning)
+    return threshold
+
+
+# -------------------------------------------------------------------------------------------- export
+
+
+def _export(
+    recipe: Recipe, model: Any, rule: ScoreRule, train: _Inputs, held: _Inputs, n_classes: int, progress: Progress | None
+) -> tuple[bytes, Quantization]:
+    """The flatbuffer to ship and its figures: as asked for, or float16 where int8 misses a gate."""
+    patches = train.flat()
+    spread = np.linspace(0, len(patches) - 1, min(_REPRESENTATIVE, len(patches))).astype(int)
+    shape = (patches.shape[1], patches.shape[2])
+    weights = model.get_weights()
+
+    def convert(quantize: str) -> bytes:
+        if progress is not None:
+            progress(f"export {quantize}", 1, 1, {})
+        return export.tflite(recipe.model, shape, n_classes, recipe.network, weights, quantize, patches[spread])
+
+    flat_shape = (-1, *model.input_shape[1:])
+    expected = fit.predict(model, held.flat().reshape(flat_shape)).reshape(*held.patches.shape[:2], -1)
+    plain = convert("float32")
+    outputs = _outputs(plain, held)
+    parity = {"keras_float32_max_abs": float(np.abs(outputs - expected).max())}
+    if parity["keras_float32_max_abs"] > 1e-3 * max(1.0, float(np.abs(expected).max())):
+        raise ExportError(
+            f"{recipe.model}: the float TFLite model differs from Keras by {parity['keras_float32_max_abs']:.3g}; "
+            "expected rounding only: the converter is broken for this network"
+        )
+    float_scores = _scores(rule, held, expected)
+    if recipe.quantize == "int8":
+        try:
+            small = convert("int8")
+            figures, reason = _gates(rule, held, expected, float_scores, small)
+        except ExportError as error:
+            figures, reason, small = {}, str(error), b""
+        parity |= figures
+        if not reason:
+            return small, Quantization("int8", parity)
+        note = f"float16 in place of int8: {reason}"
+    else:
+        note = ""
+    if recipe.quantize == "float32":
+        return plain, Quantization("float32", parity)
+    half = convert("float16")
+    scores = _scores(rule, held, _outputs(half, held))
+    parity["float16_spearman"] = _spearman(float_scores, scores)
+    return half, Quantization("float16", parity, note)
+
+
+def _gates(
+    rule: ScoreRule, held: _Inputs, expected: F32, float_scores: F64, flatbuffer: bytes
+) -> tuple[dict[str, float], str]:
+    """Parity figures of an int8 model and, where it misses a gate, why."""
+    outputs = _outputs(flatbuffer, held)
+    scores = _scores(rule, held, outputs)
+    figures = {
+        "spearman": _spearman(float_scores, scores),
+        "score_shift": float(np.mean(scores) / max(float(np.mean(float_scores)), 1e-12) - 1.0),
+    }
+    reasons = []
+    if not figures["spearman"] >= MIN_SPEARMAN:
+        reasons.append(f"rank correlation of float and int8 scores is {figures['spearman']:.4f} < {MIN_SPEARMAN}")
+    if rule.kind == "log_odds":
+        figures["auc_difference"] = abs(_id_auc(rule, held, outputs) - _id_auc(rule, held, expected))
+        if figures["auc_difference"] > MAX_AUC_LOSS:
+            reasons.append(f"the ids' AUC differs by {figures['auc_difference']:.3f} > {MAX_AUC_LOSS}")
+    else:
+        figures["step"] = _step(flatbuffer, held)
+        difference = held.patches - expected.reshape(held.patches.shape)
+        if rule.params.get("steps") == "newest":
+            difference = difference[:, :, -1:]
+        figures["residual_rmse"] = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
+        if figures["residual_rmse"] < MIN_STEPS * figures["step"]:
+            reasons.append(
+                f"the residual's RMS {figures['residual_rmse']:.3g} is below {MIN_STEPS:g} int8 steps of "
+                f"{figures['step']:.3g}"
+            )
+    return figures, "; ".join(reasons)
+
+
+def _tflite(flatbuffer: bytes, held: _Inputs) -> TFLiteModel:
+    return TFLiteModel(flatbuffer, held.patches.shape[1], held.patches.shape[2:])
+
+
+def _outputs(flatbuffer: bytes, held: _Inputs) -> F32:
+    """(s, n_patches, outputs) of the file as the device runs it."""
+    model = _tflite(flatbuffer, held)
+    return np.stack([model(x)[0].reshape(len(x), -1).copy() for x in held.patches])
+
+
+def _step(flatbuffer: bytes, held: _Inputs) -> float:
+    """Size of one step of the int8 output."""
+    return float(_tflite(flatbuffer, held).output_step)
+
+
+def _scores(rule: ScoreRule, held: _Inputs, outputs: F32) -> F64:
+    rules = [scoring.build(_own(rule, int(g))) for g in held.group]
+    return np.array([r(x, (o,)).value for r, x, o in zip(rules, held.patches, outputs, strict=True)])
+
+
+def _id_auc(rule: ScoreRule, held: _Inputs, outputs: F32) -> float:
+    """How well the scores tell a clip under its own id from the same clip under a wrong one."""
+    own = _scores(rule, held, outputs)
+    n = int(rule.params["n_classes"])
+    wrong = [_scores(rule, replace(held, group=(held.group + k) % n), outputs) for k in range(1, n)]
+    scores = np.concatenate([own, *wrong])
+    return auc(scores, np.arange(len(scores)) >= len(own))
+
+
+def _spearman(a: F64, b: F64) -> float:
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(spearmanr(a, b).statistic)
+
+
+# ---------------------------------------------------------------------------------------- provenance
+
+
+def _golden(table: Table, features: FeatureSet, vectors: F32, calibrate: _Inputs) -> tuple[F32, F32]:
+    """(golden windows (k, C, n), golden features (m, v, F)); the windows are surrogates."""
+    rng = np.random.default_rng(0)
+    k = 1 if table.spec.n_samples * table.spec.n_channels > _LONG_WINDOW else 2
+    windows = np.stack([surrogate(table, rng) for _ in range(k)])
+    if features.spec.context.over == "frames":
+        return windows, features(windows)
+    spread = np.linspace(0, len(calibrate.patches) - 1, _GOLDEN_HISTORIES).astype(int)
+    return windows, calibrate.patches[spread, 0]
+
+
+def _version(flatbuffer: bytes | None, threshold: Threshold, spec: Any) -> str:
+    """The same training gives the same version: it is drawn from what was trained."""
+    content = (flatbuffer or b"") + repr((threshold, spec)).encode()
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _provenance(
+    recipe: Recipe, table: Table, parts: Parts, history: History, figures: dict[str, float], warnings: list[str], n: int
+) -> dict[str, Any]:
+    data = []
+    for source in recipe.data:
+        given = {key: value for key, value in asdict(source).items() if key != "path" and value is not None}
+        # The name says which data; the path of somebody's workstation would not.
+        data.append(({"path": source.path.name} | given) if source.path is not None else given)
+    packages = ("numpy", "scipy") if recipe.model == "indicator" else ("numpy", "scipy", "tensorflow-cpu", "tensorflow", "keras")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "recipe": Path(recipe.origin).name,
+        "data": data,
+        "seed": recipe.train.seed,
+        "training": asdict(recipe.train),
+        "network": dict(recipe.network),
+        "split": {
+            "by": parts.by,
+            "train": len(parts.train),
+            "validation": len(parts.validation),
+            "calibrate": len(parts.calibrate),
+            "anomalies": len(parts.anomalies),
+            "calibration_scores": n,
+        },
+        "recordings": len(table.clips),
+        "figures": {k: round(v, 6) for k, v in figures.items() if math.isfinite(v)},
+        "history": history,
+        "versions": versions,
+        "warnings": list(warnings),
+    }
