@@ -586,9 +586,10 @@ class _Parser:
                 self._walk(inner, prefix, where, f"{rest}.{name}" if rest else name, found)
                 continue
             candidates = known if here else [*known, "defaults", "sensors"]
-            near = difflib.get_close_matches(name, candidates, 1)
+            near = difflib.get_close_matches(name.lower(), candidates, 1)
+            near += [k for k in candidates if k.startswith(name)]  # fs for fs_hz
             expected = (
-                f"`{near[0]}`? That is the nearest known key" if near else f"one of {', '.join(candidates)}"
+                "a known key; the nearest is `" + near[0] + "`" if near else f"one of {', '.join(candidates)}"
             )
             dotted = f"{here}.{name}" if here else name
             hidden = dotted.startswith("mqtt.") or isinstance(inner, (dict, list))

@@ -12,6 +12,8 @@ from edge_agent.bundle import Bundle, Manifest, Quantization, Residual
 from edge_agent.features import Context, Family, FeatureSet, FeatureSpec
 from edge_agent.scoring import ScoreRule
 
+PER_WINDOW = Context()
+
 
 def healthy(n: int, n_channels: int = 1, seed: int = 0, level: float = 1.0) -> np.ndarray:
     """(n_channels, n) float32 Gaussian noise whose RMS wanders by a few per cent, as a machine's does."""
@@ -29,7 +31,7 @@ def make_indicator_bundle(
     hop: int | None = None,
     feature: str = "rms",
     n_channels: int = 1,
-    context: Context = Context(),
+    context: Context = PER_WINDOW,
     false_alarm_rate: float = 1e-4,
     unit: str | None = None,
     seed: int = 0,
