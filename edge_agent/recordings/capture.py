@@ -74,6 +74,11 @@ def read_header(path: Path) -> Header:
         raise RecordingError(
             f"{path}: payload format is {header.layout.format!r}; expected one of {', '.join(formats())}"
         )
+    if header.layout.header not in ("none", "ts_seq") or header.layout.n_channels < 1:
+        raise RecordingError(
+            f"{path}: payload header is {header.layout.header!r} with {header.layout.n_channels} channels; "
+            "expected 'none' or 'ts_seq' and at least one channel"
+        )
     return header
 
 

@@ -7,6 +7,7 @@ gives the rate where none is asked for, and gaps: a step of more than ten sample
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -89,15 +90,17 @@ def _load(path: Path, delimiter: str, header: bool, time_column: int | None) -> 
         None if time_column is None else {time_column: _time}
     )
     try:
-        table = np.loadtxt(
-            path,
-            np.float64,
-            delimiter=delimiter,
-            skiprows=int(header),
-            ndmin=2,
-            converters=converters,
-            encoding="utf-8-sig",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of no rows, which is an error below
+            table = np.loadtxt(
+                path,
+                np.float64,
+                delimiter=delimiter,
+                skiprows=int(header),
+                ndmin=2,
+                converters=converters,
+                encoding="utf-8-sig",
+            )
     except (ValueError, UnicodeError) as error:
         raise RecordingError(f"{path}: {error}; expected numbers separated by {delimiter!r}") from None
     if len(table) == 0:

@@ -27,8 +27,8 @@ def read(path: Path, ask: Ask) -> Iterator[Recording]:
 
     try:
         shapes = {name: shape for name, shape, _ in io.whosmat(str(path))}
-    except (ValueError, TypeError, OSError, NotImplementedError, io.matlab.MatReadError) as error:
-        raise RecordingError(f"{path}: is no MATLAB 5 file that can be read: {error}") from None
+    except Exception as error:  # scipy's reader raises whatever it trips over in a damaged file
+        raise RecordingError(f"{path}: is no MATLAB 5 file that can be read: {error}") from error
     measurements: dict[str, dict[str, str]] = {}
     for name in shapes:
         if match := _KEY.fullmatch(name):
@@ -46,8 +46,11 @@ def read(path: Path, ask: Ask) -> Iterator[Recording]:
             raise RecordingError(f"{path}: channels differ in length: {sizes}")
 
         def chunks(names: list[str] = names, keep: list[int] = keep) -> Iterator[Chunk]:
-            arrays = io.loadmat(str(path), variable_names=names)
-            frames = np.stack([np.ravel(arrays[name]) for name in names], axis=-1)
+            try:
+                arrays = io.loadmat(str(path), variable_names=names)
+                frames = np.stack([np.ravel(arrays[name]) for name in names], axis=-1)
+            except Exception as error:
+                raise RecordingError(f"{path}: is damaged: {error}") from error
             return _common.seconds(frames, keep, fs_hz)
 
         name = path.name if len(measurements) == 1 else f"{path.name}:X{number}"

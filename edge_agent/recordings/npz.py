@@ -15,7 +15,9 @@ shapes, of text and of objects are passed over; nothing is ever unpickled.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,18 @@ from edge_agent.signals import Chunk
 
 _MAX_CHANNELS = 16
 _MIN_SAMPLES = 64
+#: What zipfile, zlib and NumPy raise on damaged files (RuntimeError: encrypted, unknown compression).
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ def read(path: Path, ask: Ask) -> Iterator[Recording]:
         described = [a for a in arrays if a.snapshots] or [a for a in arrays if a.flat]
         fs_stated = _scalar(path, arrays)
         times = _times(path, arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise RecordingError(f"{path}: is no NumPy file that can be read: {error}") from None
     if not described:
         held = ", ".join(f"{a.name} {a.shape} {a.dtype}" for a in arrays[:8]) or "nothing"
@@ -151,7 +165,10 @@ def _pieces(path: Path, array: _Array, rows: int) -> Iterator[NDArray[Any]]:
         _header(file)
         for begin in range(0, array.shape[0], rows):
             n = min(rows, array.shape[0] - begin)
-            data = file.read(n * row)
+            try:
+                data = file.read(n * row)
+            except _DAMAGE as error:
+                raise RecordingError(f"{path}: array {array.name} is damaged: {error}") from None
             if len(data) != n * row:
                 raise RecordingError(
                     f"{path}: array {array.name} ends within row {begin + len(data) // row} of "
@@ -161,8 +178,11 @@ def _pieces(path: Path, array: _Array, rows: int) -> Iterator[NDArray[Any]]:
 
 
 def _whole(path: Path, array: _Array) -> NDArray[Any]:
-    with _open(path, array.name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        with _open(path, array.name) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except _DAMAGE as error:
+        raise RecordingError(f"{path}: array {array.name} is damaged: {error}") from None
 
 
 def _scalar(path: Path, arrays: list[_Array]) -> float | None:

@@ -55,8 +55,12 @@ def _flac(path: Path, ask: Ask) -> Recording:
     keep = _common.channels(path, ask, info.channels)
 
     def chunks() -> Iterator[Chunk]:
-        for block in soundfile.blocks(str(path), round(info.samplerate), dtype="float32", always_2d=True):
-            yield _common.to_chunk(block, keep, fs_hz)
+        blocks = soundfile.blocks(str(path), info.samplerate, dtype="float32", always_2d=True)
+        try:
+            for block in blocks:
+                yield _common.to_chunk(block, keep, fs_hz)
+        except soundfile.SoundFileError as error:
+            raise RecordingError(f"{path}: is damaged: {error}") from None
 
     return Recording(path.name, path, fs_hz, _common.label_of(path), chunks)
 
