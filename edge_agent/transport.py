@@ -118,6 +118,7 @@ class MqttTransport:
 
     status_topic : retained QoS 1 `online` / `stopped`, and `offline` as the last will; None: no status
     clean        : begin without the broker's memory of us (tools); the agent keeps its session
+    old          : have retained messages sent on subscribing, where the broker can be asked not to (MQTT 5)
     Hooks run in paho's thread: they must return at once. Whatever they raise is logged.
     """
 
@@ -132,12 +133,14 @@ class MqttTransport:
         on_acknowledged: Callable[[Token, bool], None] | None = None,
         status_topic: str | None = None,
         clean: bool = False,
+        old: bool = False,
         keepalive_s: int = KEEPALIVE_S,
     ) -> None:
         self._mqtt, self._client_id = mqtt, client_id
         self._handler = on_message
         self._hooks = (on_connected, on_disconnected, on_acknowledged)
         self._status_topic, self._clean, self._keepalive = status_topic, clean, keepalive_s
+        self._old = old
         self._topics: frozenset[str] = frozenset()
         self._lock = threading.Lock()  # guards _topics and _live; never held while paho is called
         self._live: _Client | None = None
@@ -152,6 +155,7 @@ class MqttTransport:
         self._other_version = False  # try the other one at once
         self._number = 0
         self._problem: str | None = None
+        self._refusing = False
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     # ---------------------------------------------------------------- for the agent
@@ -268,7 +272,7 @@ class MqttTransport:
         self._connected.clear()
         client.loop_stop()
         if not self._stopping.is_set():
-            self._lost("the connection was lost; connecting again")
+            self._lost("the connection was lost: is the broker running? Connecting again every 1 to 60 s")
         self._call(self._hooks[1])
         return True
 
@@ -310,12 +314,13 @@ class MqttTransport:
         if code is None:
             self._lost("it closed the connection without an answer: is it an MQTT broker, with or without TLS?")
         else:
-            self._lost(f"it refuses us: {code}; {_refusal_hint(code.value)}")
+            self._lost(f"it refuses us: {code}; {_refusal_hint(code.value)}", refused=True)
 
-    def _lost(self, problem: str) -> None:
-        if problem != self._problem and not self._stopping.is_set():
+    def _lost(self, problem: str, refused: bool = False) -> None:
+        """Said once until it is back; once more where an absent broker returns and then refuses us."""
+        if (self._problem is None or refused != self._refusing) and not self._stopping.is_set():
             log.error("broker %s: %s", self._where, problem)
-        self._problem = problem
+        self._problem, self._refusing = problem, refused
 
     # ---------------------------------------------------------------- paho's thread
 
@@ -377,8 +382,10 @@ class MqttTransport:
             return
         ordered = tuple(sorted(topics))
         if self._v5:
-            # retainHandling 2: old retained messages are not sent at all on subscribing.
-            options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            handling = (
+                SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if self._old else SubscribeOptions.RETAIN_DO_NOT_SEND
+            )
+            options = SubscribeOptions(qos=1, retainHandling=handling)
             _, mid = client.subscribe([(topic, options) for topic in ordered])
         else:
             _, mid = client.subscribe([(topic, 1) for topic in ordered])

@@ -103,7 +103,7 @@ class Listener:
     def __init__(self, port: int, *topics: str, **changes: Any) -> None:
         self.messages: list[tuple[str, bytes, bool]] = []
         self._lock = threading.Lock()
-        self.transport: MqttTransport = tool(mqtt_config(port, **changes), "listen", self._take)
+        self.transport: MqttTransport = tool(mqtt_config(port, **changes), "listen", self._take, old=True)
         self.transport.subscribe(topics or ("edge/#",))
         self.transport.start()
         self.transport.wait_connected(10)
