@@ -55,7 +55,7 @@ def _pipeline(
     try:
         bundle = _load(sensor, cache)
     except BundleError as error:
-        return [Problem(f"{where}.model", str(error), "a bundle this agent can use")]
+        return [Problem(f"{where}.model", str(sensor.model), f"a bundle this agent can use; {error}")]
     problems: list[Problem] = []
     try:
         bundles.check_sensor(bundle, sensor.fs_hz, len(sensor.channels))

@@ -30,11 +30,11 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args[:1] == ["simulate"]:
-        from edge_agent import simulate_files
-
-        return simulate_files.main(args[1:])
     try:
+        if args[:1] == ["simulate"]:
+            from edge_agent import simulate_files
+
+            return simulate_files.main(args[1:])
         parsed = _parser().parse_args(args)
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)

@@ -58,9 +58,11 @@ def run(
                 )
             chunk = replace(chunk, samples=chunk.samples[channel : channel + 1])
         if chunk.samples.shape[0] != n_channels:
+            mend = (
+                "name one with --channel N" if n > n_channels == 1 else "train a bundle for such recordings"
+            )
             raise RecordingError(
-                f"{recording.path}: {n} channel{'s' if n != 1 else ''} where the bundle takes {n_channels}: "
-                "name one with --channel N"
+                f"{recording.path}: has {n} channel{'s' if n != 1 else ''}, the bundle takes {n_channels}: {mend}"
             )
         begin = chunk.t if chunk.t is not None else state.windower.next_t or 0.0
         received = begin + chunk.samples.shape[1] / recording.fs_hz

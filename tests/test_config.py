@@ -521,7 +521,7 @@ def test_every_sensors_bundle_problem_is_told_at_once(tmp_path: Path, bundle_pat
         "sensors.duration.window.duration_s",
         "sensors.unit.unit",
     }
-    assert "sha256" in problems["sensors.hash.model"].value
+    assert "sha256" in problems["sensors.hash.model"].expected
     assert "1000 Hz" in problems["sensors.rate.fs_hz"].expected
     assert "256" in problems["sensors.window.window.n_samples"].expected
 
