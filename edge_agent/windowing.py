@@ -59,8 +59,9 @@ class WindowSpec:
 class WindowerState:
     """All that is remembered between two chunks; plain values, so it can be stored.
 
-    tail       : (n_channels, m) float32 samples from the next window's first sample on, m < n_samples
-    anchors    : (offset in the tail, time in s) where each message begins; the first offset is 0
+    tail       : the samples from the next window's first sample on, one (n_channels, m) float32 piece a
+                 message, together fewer than n_samples
+    times      : time of the first sample of each piece, in s
     skip       : samples still to pass over before the next window begins (hop larger than the window)
     last_t     : time of the first sample of the chunk before, in s; None before the first chunk
     next_t     : time at which the chunk before ends, in s
@@ -72,8 +73,8 @@ class WindowerState:
     late_key   : time (sequence number where there is none) of the last of them
     """
 
-    tail: F32
-    anchors: tuple[tuple[int, float], ...] = ()
+    tail: tuple[F32, ...] = ()
+    times: tuple[float, ...] = ()
     skip: int = 0
     last_t: float | None = None
     next_t: float | None = None
@@ -99,20 +100,23 @@ class Pushed:
     gap_s: float | None = None
 
 
-def initial(spec: WindowSpec) -> WindowerState:
+def initial() -> WindowerState:
     """The state before the first chunk."""
-    return WindowerState(tail=np.empty((spec.n_channels, 0), np.float32))
+    return WindowerState()
+
+
+def without_tail(state: WindowerState) -> WindowerState:
+    """The state as after a gap: the next window begins with the next chunk. A few hundred bytes."""
+    return replace(state, tail=(), times=(), skip=0)
 
 
 def fits(state: WindowerState, spec: WindowSpec) -> bool:
-    """Whether a stored state can go on under this spec: channels, tail and anchors agree with it."""
-    n_channels, m = state.tail.shape
-    offsets = [offset for offset, _ in state.anchors]
+    """Whether a stored state can go on under this spec: channels, length and skip agree with it."""
     return (
-        n_channels == spec.n_channels
-        and m < spec.n_samples
-        and 0 <= state.skip < max(1, spec.hop_samples)
-        and (m == 0 or (offsets[:1] == [0] and offsets == sorted(offsets) and offsets[-1] < m))
+        all(piece.ndim == 2 and piece.shape[0] == spec.n_channels for piece in state.tail)
+        and len(state.times) == len(state.tail)
+        and sum(piece.shape[1] for piece in state.tail) < spec.n_samples
+        and 0 <= state.skip < spec.hop_samples
     )
 
 
@@ -144,7 +148,7 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
         verdict = (_own_time(state, chunk, duration, received), 0.0)
     t, gap_s = verdict
     if gap_s is not None:
-        state = replace(state, tail=state.tail[:, :0], anchors=(), skip=0)
+        state = without_tail(state)
     key = chunk.t if chunk.seq is None else float(chunk.seq)
     state = replace(
         state,
@@ -222,32 +226,38 @@ def _cut(
     state: WindowerState, spec: WindowSpec, samples: F32, t: float
 ) -> tuple[WindowerState, tuple[Window, ...]]:
     """Append the samples, whose first stands at time t, to the tail and cut what is complete."""
-    m = state.tail.shape[1]
-    buffer = (
-        np.concatenate((state.tail, samples), axis=1) if m else np.array(samples, dtype=np.float32, order="C")
-    )
-    buffer.flags.writeable = False
-    length = buffer.shape[1]
-    anchors = (*state.anchors, (m, t)) if m else ((0, t),)
-    position, held = state.skip, 0  # held: index of the message that holds the sample at `position`
+    own = np.array(samples, dtype=np.float32, order="C")
+    own.flags.writeable = False
+    pieces, times = (*state.tail, own), (*state.times, t)
+    length = sum(piece.shape[1] for piece in pieces)
+    position = state.skip
+    joined: F32 | None = None
     windows: list[Window] = []
+    held = before = 0  # the piece that holds the sample at `position`, and the samples before that piece
     while True:
-        while held + 1 < len(anchors) and anchors[held + 1][0] <= position:
+        while held + 1 < len(pieces) and before + pieces[held].shape[1] <= position:
+            before += pieces[held].shape[1]
             held += 1
-        offset, anchor_t = anchors[held]
-        start = anchor_t + (position - offset) / spec.fs_hz
+        start = times[held] + (position - before) / spec.fs_hz
         if position + spec.n_samples > length:
             break
-        window = buffer[:, position : position + spec.n_samples]
+        if joined is None:
+            joined = own if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+            joined.flags.writeable = False
+        window = joined[:, position : position + spec.n_samples]
         windows.append(Window(window, spec.fs_hz, start, state.window_seq + len(windows)))
         position += spec.hop_samples
-    rest = min(position, length)
+    tail, tail_times = pieces[held:], (start, *times[held + 1 :])
+    if position >= length:
+        tail, tail_times = (), ()
+    elif position > before:  # copied, because a view would keep the whole piece in memory
+        tail = (tail[0][:, position - before :].copy(), *tail[1:])
     return (
         replace(
             state,
-            tail=buffer[:, rest:].copy() if rest else buffer,  # a view would keep the windows alive
-            anchors=((0, start), *((o - rest, a) for o, a in anchors[held + 1 :])) if rest < length else (),
-            skip=position - rest,
+            tail=tail,
+            times=tail_times,
+            skip=max(0, position - length),
             window_seq=state.window_seq + len(windows),
         ),
         tuple(windows),

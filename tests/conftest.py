@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from edge_agent.config import MqttConfig
 from edge_agent.transport import MqttTransport, tool
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failed claim
+settings.load_profile("untimed")
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 

@@ -106,7 +106,7 @@ def windows(recording: Recording, n_samples: int, hop_samples: int) -> Iterator[
         n_channels, n = chunk.samples.shape
         if spec is None:
             spec = WindowSpec(recording.fs_hz, n_samples, hop_samples, n_channels)
-            state = windowing.initial(spec)
+            state = windowing.initial()
         begin = chunk.t if chunk.t is not None else state.next_t or 0.0
         pushed = windowing.push(state, spec, chunk, begin + n / recording.fs_hz)
         state = pushed.state
