@@ -417,7 +417,7 @@ def test_starts_without_a_broker_and_delivers_late(tmp_path: Path) -> None:
         ear = Listener(broker.port, "edge/#", "unused/z")
         sent = ear.wait("edge/t/s/a/event", timeout_s=30)[0]
         until(lambda: agent.rows("SELECT sent FROM outbox")[0][0] is not None)
-        state = json.loads(ear.wait("edge/t/s/a/state")[0])
+        state = until(lambda: [s for s in ear.json("edge/t/s/a/state") if s["state"] == "UNACK"])[0]
         ear.publish("edge/t/cmd/resend", {"request_id": 1, "since": "2026-01-01T00:00:00Z"})
         again = ear.wait("edge/t/s/a/event", 2)[1]
         ear.close()

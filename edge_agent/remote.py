@@ -1,0 +1,54 @@
+"""Commands to a running agent from the command line: over MQTT, with its answer."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from typing import Any
+
+import msgspec
+
+from edge_agent.config import Config
+from edge_agent.transport import tool
+
+
+def command(
+    config: Config,
+    name: str,
+    sensor: str | None,
+    by: str | None,
+    why: str | None,
+    for_s: float | None,
+    timeout_s: float = 10.0,
+) -> tuple[bool, str]:
+    """Publish the command and wait for the agent's answer: (whether it was carried out, its words).
+
+    Raises TransportError where the broker cannot be reached.
+    """
+    base = config.mqtt.base
+    request_id = secrets.token_hex(8)
+    answers: list[dict[str, Any]] = []
+    answered = threading.Event()
+
+    def on_message(_topic: str, payload: bytes, _retained: bool) -> None:
+        answer = msgspec.json.decode(payload)
+        if isinstance(answer, dict) and answer.get("request_id") == request_id:
+            answers.append(answer)
+            answered.set()
+
+    asked = {"request_id": request_id, "sensor": sensor, "by": by, "why": why, "for_s": for_s}
+    transport = tool(config.mqtt, "command", on_message)
+    transport.subscribe([f"{base}/cmd/{name}/result"])
+    transport.start()
+    try:
+        transport.wait_connected(timeout_s)
+        payload = msgspec.json.encode({k: v for k, v in asked.items() if v is not None})
+        transport.publish(f"{base}/cmd/{name}", payload, qos=1)
+        if not answered.wait(timeout_s):
+            where = f"{config.mqtt.host}:{config.mqtt.port}"
+            return False, (
+                f"no answer within {timeout_s:g} s: is the agent {config.agent_id!r} running on the broker {where}?"
+            )
+    finally:
+        transport.stop()
+    return bool(answers[0].get("ok")), str(answers[0].get("message", ""))

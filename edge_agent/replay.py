@@ -1,0 +1,366 @@
+"""Recordings to a sensor's topic, and a sensor's topic to a recording.
+
+    recording ─► chunks ─► pieces of at most a message ─encode─► broker (QoS 1) ─► agent
+                                   ▲                                                  │
+                                   └────── at most so many unscored ◄── score topic ──┘
+
+The agent drops the oldest messages when they come faster than it scores, so `replay` at full speed
+watches the sensor's `score` topic and keeps only a bounded number of messages unscored. Where no scores
+come it goes on at the speed of the recording.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edge_agent import bundle as bundles
+from edge_agent import payloads
+from edge_agent.config import Config, SensorConfig
+from edge_agent.errors import BundleError, RecordingError, TransportError
+from edge_agent.inbox import MAX_MESSAGES
+from edge_agent.recordings import Ask, Recording, open_recordings
+from edge_agent.recordings.capture import header_line, message_line
+from edge_agent.signals import Chunk, parse_time
+from edge_agent.transport import MqttTransport, Token, tool
+
+#: Messages on their way to the broker, unacknowledged.
+MAX_IN_FLIGHT = 16
+#: A message this size travels best; larger ones cost more than in proportion.
+MESSAGE_BYTES = 1 << 16
+#: Without a score for this long nobody scores.
+PATIENCE_S = 5.0
+#: Recordings without times are laid this far apart, so that no window crosses from one to the next.
+APART_S = 10.0
+#: Bytes that one sample takes in a message, at most.
+_BYTES = {"f32le": 4, "i16le": 2, "wav": 4}
+_TEXT_BYTES = 26
+
+Progress = Callable[[str], None]
+
+
+def replay(
+    config: Config,
+    sensor_id: str,
+    path: Path,
+    channel: int | None = None,
+    speed: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Publish every recording under `path` to the sensor's topic, in its payload format.
+
+    channel : which channel of the recording goes into a one-channel message; None: the recording has
+              just as many channels as the message
+    speed   : times real time; None as fast as the agent scores
+    Times are those of the recording; a recording without any begins now, the next one after it. Sequence
+    numbers run on, with a jump between recordings so that no window crosses them, and begin with the
+    clock, so that the same recording can be replayed again.
+
+    Returns sensor, recordings, messages, samples, signal_s, seconds, paced ("scores", "clock" or "speed").
+    """
+    sensor = config.sensors[sensor_id]
+    sender = _Sender(config, sensor, speed, progress)
+    sender.open()
+    try:
+        for recording in open_recordings(path, Ask(sensor.fs_hz)):
+            sender.send(recording, channel)
+        sender.finish()
+    finally:
+        sender.close()
+    return sender.summary()
+
+
+class _Sender:
+    """One replay: what was sent, what is unacknowledged, what is unscored."""
+
+    def __init__(
+        self, config: Config, sensor: SensorConfig, speed: float | None, progress: Progress | None
+    ) -> None:
+        self._sensor, self._speed, self._progress = sensor, speed, progress
+        base = config.mqtt.base
+        self._score_topic = f"{base}/s/{sensor.id}/score"
+        self._changed = threading.Condition()
+        self._unacknowledged: set[Token] = set()
+        self._early: set[Token] = set()
+        self._rejected = 0
+        self._scored_t = -math.inf
+        self._scores = 0
+        self._transport: MqttTransport = tool(
+            config.mqtt,
+            "replay",
+            self._on_score,
+            on_acknowledged=self._on_acknowledged,
+            on_disconnected=self._on_disconnected,
+        )
+        self._lost = False
+        self._unscored: deque[float] = deque()  # end of each message sent and not yet known as scored
+        self._window_s = _window_s(sensor)
+        self._paced = "speed" if speed is not None else "scores"
+        # Milliseconds of the clock: ahead of every earlier replay's numbers unless that sent over 1000/s.
+        self._seq = int(time.time() * 1000.0) & 0xFFFFFFFF
+        self._next_t = time.time()
+        self._began = self._clock_from = time.monotonic()
+        self._clock_t: float | None = None
+        self.recordings = self.messages = self.samples = 0
+
+    def open(self) -> None:
+        self._transport.subscribe([self._score_topic])
+        self._transport.start()
+        self._transport.wait_connected(15.0)
+
+    def close(self) -> None:
+        self._transport.stop()
+
+    def send(self, recording: Recording, channel: int | None) -> None:
+        """All of one recording."""
+        self._settle()
+        self.recordings += 1
+        with self._changed:
+            self._unscored.clear()
+            self._scored_t = -math.inf
+        self._seq += 1
+        self._clock_t = None
+        t, fs_hz = self._next_t, recording.fs_hz
+        for chunk in recording.chunks():
+            t = t if chunk.t is None else chunk.t
+            samples = _select(recording, chunk, self._sensor, channel)
+            n_piece = self._piece(samples.shape[0])
+            for first in range(0, samples.shape[1], n_piece):
+                piece = samples[:, first : first + n_piece]
+                self._send_piece(Chunk(piece, t + first / fs_hz, fs_hz, self._seq & 0xFFFFFFFF, self._sensor.id))
+                self._seq += 1
+            t += samples.shape[1] / fs_hz
+            if self._progress is not None:
+                self._progress(f"{recording.name}: {self.messages} messages, {self.samples / fs_hz:.0f} s of signal")
+        self._next_t = t + APART_S
+
+    def finish(self) -> None:
+        """Wait until the broker has taken everything."""
+        self._wait(lambda: not self._unacknowledged, 30.0, "the broker does not acknowledge")
+        self._settle()
+        if self._rejected:
+            raise TransportError(
+                f"the broker rejected {self._rejected} of {self.messages} messages on {self._sensor.topic}: "
+                "check its access rules and limits"
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """What was done."""
+        return {
+            "sensor": self._sensor.id,
+            "recordings": self.recordings,
+            "messages": self.messages,
+            "samples": self.samples,
+            "signal_s": round(self.samples / self._sensor.fs_hz, 3),
+            "seconds": round(time.monotonic() - self._began, 3),
+            "scores": self._scores,
+            "paced": self._paced,
+        }
+
+    # ---------------------------------------------------------------- pacing
+
+    def _piece(self, n_channels: int) -> int:
+        """Samples a message: near MESSAGE_BYTES, and few enough messages a window to be paced by scores."""
+        room = self._sensor.max_payload_bytes - 1024
+        each = _BYTES.get(self._sensor.layout.format, _TEXT_BYTES) * n_channels
+        wanted = max(MESSAGE_BYTES // each, math.ceil(self._window_s * self._sensor.fs_hz / 60.0))
+        return max(1, min(wanted, room // each))
+
+    def _send_piece(self, chunk: Chunk) -> None:
+        assert chunk.t is not None
+        n = chunk.samples.shape[1]
+        duration = n / self._sensor.fs_hz
+        if self._paced == "scores":
+            # Two windows' worth may lie in the agent without having led to a score.
+            allowed = min(MAX_MESSAGES - 56, max(32, 2 * math.ceil(self._window_s / duration) + 8))
+            self._await_scores(allowed)
+        if self._paced != "scores":
+            self._await_clock(chunk.t)
+        self._wait(lambda: len(self._unacknowledged) < MAX_IN_FLIGHT, 30.0, "the broker does not acknowledge")
+        token = self._transport.publish(self._sensor.topic, payloads.encode(chunk, self._sensor.layout), qos=1)
+        if token is None:
+            raise self._broken()
+        with self._changed:
+            if token in self._early:
+                self._early.discard(token)
+            else:
+                self._unacknowledged.add(token)
+            self._unscored.append(chunk.t + duration)
+        self.messages += 1
+        self.samples += n
+
+    def _await_scores(self, allowed: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        with self._changed:
+            while not self._lost:
+                while self._unscored and self._unscored[0] <= self._scored_t + 0.001:
+                    self._unscored.popleft()
+                if len(self._unscored) < allowed:
+                    return
+                heard = self._scores
+                self._changed.wait(deadline - time.monotonic())
+                if self._scores != heard:
+                    deadline = time.monotonic() + PATIENCE_S
+                elif time.monotonic() >= deadline:
+                    break
+        if self._lost:
+            raise self._broken()
+        # Nobody scores: from here on as the recording was made.
+        self._paced = "clock"
+        if self._progress is not None:
+            self._progress(f"no scores on {self._score_topic}: is the agent running? Going on in real time\n")
+
+    def _await_clock(self, t: float) -> None:
+        now = time.monotonic()
+        if self._clock_t is None or t < self._clock_t:
+            self._clock_t, self._clock_from = t, now
+        wait = self._clock_from + (t - self._clock_t) / (self._speed or 1.0) - now
+        if wait > 0:
+            time.sleep(wait)
+
+    def _settle(self) -> None:
+        """Between recordings: let the agent come down to what can give no more score."""
+        if self._paced == "scores" and self._scores:
+            self._quiet()
+
+    def _quiet(self) -> None:
+        deadline = time.monotonic() + 1.0
+        with self._changed:
+            while self._unscored and self._unscored[-1] - self._window_s > self._scored_t + 0.001:
+                heard = self._scores
+                self._changed.wait(max(0.0, deadline - time.monotonic()))
+                if self._scores != heard:
+                    deadline = time.monotonic() + 1.0
+                elif time.monotonic() >= deadline or self._lost:
+                    return
+
+    def _wait(self, ready: Callable[[], bool], timeout_s: float, what: str) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: ready() or self._lost, timeout_s):
+                raise TransportError(f"{what} (within {timeout_s:g} s) after {self.messages} messages")
+        if self._lost:
+            raise self._broken()
+
+    def _broken(self) -> TransportError:
+        return TransportError(f"the connection to the broker was lost after {self.messages} messages: start again")
+
+    # ---------------------------------------------------------------- paho's thread
+
+    def _on_score(self, _topic: str, payload: bytes, retained: bool) -> None:
+        ts = parse_time(msgspec.json.decode(payload)["ts"])
+        with self._changed:
+            if not retained and self._unscored and ts <= self._unscored[-1] + 0.001:
+                self._scored_t = max(self._scored_t, ts)
+                self._scores += 1
+                self._changed.notify_all()
+
+    def _on_acknowledged(self, token: Token, ok: bool) -> None:
+        with self._changed:
+            if token in self._unacknowledged:
+                self._unacknowledged.discard(token)
+            else:
+                self._early.add(token)  # faster than `publish` returned
+            self._rejected += not ok
+            self._changed.notify_all()
+
+    def _on_disconnected(self) -> None:
+        with self._changed:
+            self._lost = True
+            self._changed.notify_all()
+
+
+def _window_s(sensor: SensorConfig) -> float:
+    """Seconds from one score to the next at most: the window and its hop."""
+    try:
+        spec = bundles.read_manifest(sensor.model).features
+    except BundleError:
+        return 10.0  # replay needs no bundle: it may run on another computer than the agent
+    given = sensor.window
+    hop_s = spec.hop_samples / spec.fs_hz
+    if given is not None and given.hop_s is not None:
+        hop_s = given.hop_s
+    elif given is not None and given.hop_samples is not None:
+        hop_s = given.hop_samples / spec.fs_hz
+    return spec.n_samples / spec.fs_hz + hop_s
+
+
+def _select(recording: Recording, chunk: Chunk, sensor: SensorConfig, channel: int | None) -> Any:
+    n, wanted = chunk.samples.shape[0], sensor.layout.n_channels
+    if channel is not None:
+        if not 0 <= channel < n:
+            raise RecordingError(f"{recording.path}: channel {channel} is asked for; expected 0 to {n - 1}")
+        if wanted != 1:
+            raise RecordingError(
+                f"sensor {sensor.id}: its messages hold {wanted} channels (payload.n_channels), so one channel of "
+                "a recording cannot fill them: leave --channel out"
+            )
+        return np.ascontiguousarray(chunk.samples[channel : channel + 1])
+    if n != wanted:
+        raise RecordingError(
+            f"{recording.path} has {n} channel{'s' if n != 1 else ''}, the messages of {sensor.id} hold {wanted} "
+            f"(payload.n_channels): {'choose one with --channel N' if wanted == 1 else 'correct one of the two'}"
+        )
+    return chunk.samples
+
+
+def capture(config: Config, sensor_id: str, out: Path, for_s: float | None = None) -> int:
+    """Write the sensor's messages, as they come, to `out` (suffix .capture); returns how many.
+
+    Ends after `for_s` seconds, or at Ctrl-C where it is None. Retained messages are passed over.
+    """
+    sensor = config.sensors[sensor_id]
+    if out.suffix.lower() != ".capture":
+        raise RecordingError(f"{out}: a capture's name ends in .capture, by which replay and fit know it")
+    waiting: deque[tuple[float, bytes]] = deque()
+    came = threading.Event()
+
+    def on_message(_topic: str, payload: bytes, retained: bool) -> None:
+        if not retained:
+            waiting.append((time.time(), payload))
+            came.set()
+
+    transport = tool(config.mqtt, "capture", on_message)
+    transport.subscribe([sensor.topic])
+    transport.start()
+    n = 0
+    try:
+        transport.wait_connected(15.0)
+        with out.open("wb") as file:
+            file.write(header_line(sensor=sensor.id, topic=sensor.topic, layout=sensor.layout, fs_hz=sensor.fs_hz))
+            deadline = math.inf if for_s is None else time.monotonic() + for_s
+            for received, payload in _until(deadline, waiting, came):
+                file.write(message_line(received, payload))
+                file.flush()
+                n += 1
+    except OSError as error:
+        raise RecordingError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        transport.stop()
+    return n
+
+
+def _until(
+    deadline: float, waiting: deque[tuple[float, bytes]], came: threading.Event
+) -> Iterator[tuple[float, bytes]]:
+    try:
+        while True:
+            left = deadline - time.monotonic()
+            came.wait(min(1.0, max(0.0, left)))
+            came.clear()
+            while waiting:
+                yield waiting.popleft()
+            if left <= 0:
+                return
+    except KeyboardInterrupt:
+        while waiting:
+            yield waiting.popleft()
+
+
