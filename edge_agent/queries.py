@@ -80,15 +80,18 @@ def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict
     with reading(path) as db:
         rows = db.query(
             """
-            SELECT alarm_id, sensor, min(ts) AS since, count(*) AS events,
-                   CASE WHEN sum(severity = 'alarm') THEN 'alarm' ELSE 'warning' END AS severity,
-                   max(CASE WHEN type = 'end' THEN ts END) AS ended
-            FROM events WHERE :sensor IS NULL OR sensor = :sensor
-            GROUP BY alarm_id ORDER BY since DESC LIMIT :limit
+            SELECT alarm_id, first.sensor, first.ts AS since, ended, a.severity, last.state, events
+            FROM (SELECT alarm_id, min(rowid) AS first_id, max(rowid) AS last_id, count(*) AS events,
+                         max(CASE WHEN type = 'end' THEN ts END) AS ended,
+                         CASE WHEN sum(severity = 'alarm') THEN 'alarm' ELSE 'warning' END AS severity
+                  FROM events WHERE :sensor IS NULL OR sensor = :sensor GROUP BY alarm_id) AS a
+            JOIN events AS first USING (alarm_id) JOIN events AS last USING (alarm_id)
+            WHERE first.rowid = first_id AND last.rowid = last_id
+            ORDER BY first_id DESC LIMIT :limit
             """,
             {"sensor": sensor, "limit": limit},
         )
-        return [{**row, "state": _last(db, row["alarm_id"])["state"]} for row in list(rows)]
+        return list(rows)
 
 
 def history(

@@ -360,6 +360,13 @@ def test_alarms_gather_their_events(path: Path) -> None:
         2,
     )
     assert queries.alarms(path, "s2") == []
+    acked = Transition("update", "E2b", "A1", T0 - 60, "ACKED", "alarm", T0)
+    store = Store.open(path)
+    store.write([record(events=(acked,))])
+    store.close()
+    (a,) = queries.alarms(path)
+    # A person's command has the receipt clock's time; the alarm began when it was raised all the same.
+    assert (a["since"], a["state"]) == (rfc3339(T0 + 1), "ACKED")
     store = Store.open(path)
     store.write([record(events=(transition(3, "end", "NORM"),))])
     store.close()
