@@ -76,9 +76,14 @@ class Daemon:
         """
         config = self.config
         store = Store.open(config.database)
+        try:
+            client_id = config.mqtt.client_id or _client_id(config)
+        except StoreError:
+            store.close()
+            raise
         transport = MqttTransport(
             config.mqtt,
-            config.mqtt.client_id or _client_id(config),
+            client_id,
             on_message=self._on_message,
             on_connected=self._on_connected,
             on_disconnected=lambda: self._keeper.disconnected(),
