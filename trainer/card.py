@@ -15,7 +15,8 @@ def text(manifest: Manifest, scores: F64, model_bytes: int | None, warnings: Seq
     spec, limit, q, training = manifest.features, manifest.threshold, manifest.quantization, manifest.training
     split = training["split"]
     families = "; ".join(
-        f"{f.kind}" + (f" ({', '.join(f'{k}: {v}' for k, v in f.params.items())})" if f.params else "") for f in spec.families
+        f"{f.kind}" + (f" ({', '.join(f'{k}: {v}' for k, v in f.params.items())})" if f.params else "")
+        for f in spec.families
     )
     context = (
         f"the last {spec.context.width} windows"

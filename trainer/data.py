@@ -10,16 +10,17 @@ makes the bundle's golden windows: no recorded sample leaves the workstation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import fft
 
 from edge_agent import simulate
-from edge_agent.errors import RecordingError
+from edge_agent.errors import ConfigError, Problem, RecordingError
 from edge_agent.features import FeatureSet, FeatureSpec
 from edge_agent.recordings import Ask, Recording, open_recordings, windows
 from edge_agent.signals import F32, F64, Chunk
@@ -29,6 +30,8 @@ from trainer.recipe import Recipe, Source
 _SPECTRA = 64
 #: Windows that go through the feature families at once.
 _BATCH = 16
+#: Period of a long surrogate, in samples.
+_PERIOD = 8192
 _ID = re.compile(r"(?:^|[_/])((?:id|section)_\d+)", re.IGNORECASE)
 _NOT_A_MACHINE = {"normal", "anomaly", "abnormal", "train", "test", "source_test", "target_test"}
 
@@ -64,18 +67,18 @@ class Table:
     names: tuple[str, ...]
     vectors: F32
     start: F64
-    recording: F64
+    recording: Any
     clips: tuple[Clip, ...]
     spectrum: F64
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def healthy(self) -> np.ndarray:
+    def healthy(self) -> Any:
         """(n,) bool: windows of recordings that no label calls anomalous."""
         return np.array([c.healthy for c in self.clips], bool)[self.recording]
 
-    def of(self, indices: np.ndarray) -> tuple[Clip, ...]:
+    def of(self, indices: Any) -> tuple[Clip, ...]:
         """The clip of each window."""
         return tuple(self.clips[i] for i in self.recording[indices])
 
@@ -125,7 +128,14 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
     n_spectra = n_short = 0
     for recording, clip in found:
         if features is None:
-            features = FeatureSet(_spec(recipe, recording))
+            spec = _spec(recipe, recording)
+            try:
+                features = FeatureSet(spec)
+            except ValueError as error:
+                problem = Problem(
+                    "features", f"{len(spec.families)} families at {spec.fs_hz:g} Hz", str(error)
+                )
+                raise ConfigError(recipe.origin, [problem]) from error
         spec = features.spec
         if not np.isclose(recording.fs_hz, spec.fs_hz, rtol=1e-3):
             raise RecordingError(
@@ -142,7 +152,9 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
                     f"{spec.n_channels}; choose with `channels`"
                 )
             if not np.isfinite(x).all():
-                raise RecordingError(f"{recording.name}: holds NaN or infinite samples; mend or leave out the file")
+                raise RecordingError(
+                    f"{recording.name}: holds NaN or infinite samples; mend or leave out the file"
+                )
             vectors.append(features.raw(x))
             starts += [w.start for w in batch]
             owner += [len(clips)] * len(batch)
@@ -168,12 +180,24 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
 
 
 def surrogate(of: Table, rng: np.random.Generator) -> F32:
-    """(C, n_samples) Gaussian noise with the mean spectrum of the healthy windows."""
+    """(C, n_samples) Gaussian noise with the mean spectrum of the healthy windows.
+
+    Long windows repeat a period of 8192 samples: as good for re-scoring, and it packs into a few kilobytes.
+    """
     n = of.spec.n_samples
-    phase = np.exp(2j * np.pi * rng.random(of.spectrum.shape))
+    period = min(n, _PERIOD)
+    bins = np.arange(period // 2 + 1) * (n / period)
+    mean = np.stack([np.interp(bins, np.arange(row.size), row) for row in of.spectrum]) * np.sqrt(period / n)
     # A Gaussian's bins have Rayleigh magnitudes; the mean power stays that of the table.
-    magnitude = of.spectrum * np.sqrt(rng.exponential(1.0, of.spectrum.shape))
-    return np.asarray(fft.irfft(magnitude * phase, n), np.float32)
+    magnitude = mean * np.sqrt(rng.exponential(1.0, mean.shape))
+    x = fft.irfft(magnitude * np.exp(2j * np.pi * rng.random(mean.shape)), period)
+    return np.asarray(np.tile(x, -(-n // period))[:, :n], np.float32)
+
+
+def subset(of: Table, clips: Sequence[int]) -> Table:
+    """The table of these recordings only, for cross-validation."""
+    keep = np.flatnonzero(np.isin(of.recording, clips))
+    return replace(of, vectors=of.vectors[keep], start=of.start[keep], recording=of.recording[keep])
 
 
 def _spec(recipe: Recipe, recording: Recording) -> FeatureSpec:
@@ -217,7 +241,9 @@ def _fan_clip(source: Source, number: int, fault: str | None, k: int) -> Callabl
     return chunks
 
 
-def _in_memory(name: str, fs_hz: float, label: str | None, chunks: Callable[[], Iterator[Chunk]]) -> Recording:
+def _in_memory(
+    name: str, fs_hz: float, label: str | None, chunks: Callable[[], Iterator[Chunk]]
+) -> Recording:
     return Recording(name, Path("simulated") / name, fs_hz, label, chunks)
 
 

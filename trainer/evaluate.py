@@ -1,7 +1,7 @@
 """How good a bundle is, by the TFLite file as shipped and the agent's own alarm engine.
 
-    recordings ─► Judge (features, TFLite, score) ─► AUC, pAUC        anomalous windows against normal ones
-                                                 └─► alarms.step ─►  false alarms per day, detection delay
+recordings ─► Judge (features, TFLite, score) ─► AUC, pAUC        anomalous windows against normal ones
+                                             └─► alarms.step ─►  false alarms per day, detection delay
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from edge_agent import bundle as bundles
 from edge_agent.alarms import Alarm, AlarmPolicy
 from edge_agent.bundle import Bundle
 from edge_agent.errors import RecordingError
-from edge_agent.recordings import Recording, windows
+from edge_agent.offline import score_recording
+from edge_agent.recordings import Recording
 from edge_agent.signals import F64, parse_time, rfc3339
-from trainer.data import Clip
+from trainer.data import Clip, Table
+from trainer.splits import sequences
 
 #: Upper end of the false-positive rates that pAUC looks at (DCASE).
 PAUC_LIMIT = 0.1
@@ -112,37 +114,54 @@ def _is_number(text: str) -> bool:
 
 
 def score_recordings(bundle: Bundle, found: Iterable[tuple[Recording, Clip]]) -> list[Scored]:
-    """Every recording through the bundle as the agent would score it; each begins with an empty history."""
-    spec = bundle.manifest.features
+    """Every recording through the agent's own pipeline; each begins with an empty history."""
     out = []
     for recording, clip in found:
-        if not np.isclose(recording.fs_hz, spec.fs_hz, rtol=1e-3):
-            raise RecordingError(
-                f"{recording.name}: {recording.fs_hz:g} Hz, the bundle is for {spec.fs_hz:g} Hz: resample the file "
-                "or train a bundle for this rate"
+        rows = [m for m in score_recording(bundle, recording) if m.score is not None and m.ratio is not None]
+        out.append(
+            Scored(
+                clip,
+                np.array([m.score for m in rows], np.float64),
+                np.array([m.ratio for m in rows], np.float64),
+                np.array([m.end for m in rows], np.float64),
             )
-        rows = []
-        history: list[Any] = []
-        end = None
-        for window in windows(recording, spec.n_samples, spec.hop_samples):
-            if window.samples.shape[0] != spec.n_channels:
-                raise RecordingError(
-                    f"{recording.name}: {window.samples.shape[0]} channels, the bundle is for {spec.n_channels}; "
-                    "choose with --channel"
-                )
-            vectors = bundle.judge.vectors(window.samples)
-            if spec.context.over == "windows":
-                limit = spec.context.max_gap_s
-                if limit is not None and end is not None and window.start - end > limit:
-                    history = []
-                history, end = [*history, vectors][-spec.context.width :], window.end
-                if len(history) < spec.context.width:
-                    continue
-                vectors = np.concatenate(history)
-            rows.append((bundle.judge.score(vectors).value, window.end))
-        values = np.array([r[0] for r in rows])
-        out.append(Scored(clip, values, values / bundle.threshold.value, np.array([r[1] for r in rows])))
+        )
     return out
+
+
+def score_table(bundle: Bundle, table: Table) -> F64:
+    """(n,) score of every window of a feature table, NaN while a history fills: for cross-validation, where
+    the features of a recording are used many times."""
+    judge = bundle.judge
+    vectors = judge.features.standardise(table.vectors)
+    context = judge.features.spec.context
+    scores = np.full(len(table), np.nan)
+    if context.over == "frames":
+        for i, v in enumerate(vectors):
+            scores[i] = judge.score(v).value
+        return scores
+    for history in sequences(table, np.arange(len(table)), context):
+        scores[history[-1]] = judge.score(vectors[history, 0]).value
+    return scores
+
+
+def score_labelled(
+    path: Path, found: Iterable[tuple[Recording, Clip]], labels: Mapping[str, Truth] | None = None
+) -> dict[str, list[Scored]]:
+    """Machine -> its recordings, scored; one entry "" for bundles that know no machines.
+
+    A recording is scored by its own machine's log-odds and limit where the bundle is of that kind.
+    """
+    bundle = bundles.load(path)
+    classes = bundle.manifest.classes
+    groups: dict[str, list[tuple[Recording, Clip]]] = {}
+    for recording, clip in found:
+        machine = _machine(classes, clip, path) if classes else ""
+        groups.setdefault(machine, []).append((recording, _labelled(clip, labels)))
+    return {
+        machine: score_recordings(bundles.load(path, machine, golden=False) if machine else bundle, members)
+        for machine, members in sorted(groups.items())
+    }
 
 
 def events(ratios: Iterable[float], ends: Iterable[float], policy: AlarmPolicy) -> list[int]:
@@ -160,34 +179,29 @@ def evaluate(
     found: Iterable[tuple[Recording, Clip]],
     *,
     labels: Mapping[str, Truth] | None = None,
-    policy: AlarmPolicy = AlarmPolicy(),  # noqa: B008 - frozen
+    policy: AlarmPolicy = AlarmPolicy(),
 ) -> dict[str, Any]:
     """The figures of a bundle on labelled recordings, as one JSON object.
 
     For a log_odds bundle each recording is judged as its own machine, and there is a row per machine.
     """
-    bundle = bundles.load(path)
-    manifest = bundle.manifest
-    named = [(r, _labelled(c, labels)) for r, c in found]
-    groups: dict[str, list[tuple[Recording, Clip]]] = {}
-    for recording, clip in named:
-        groups.setdefault(_machine(manifest.classes, clip, path) if manifest.classes else "", []).append((recording, clip))
+    manifest = bundles.read_manifest(path)
+    groups = score_labelled(path, found, labels)
+    every = [scored for members in groups.values() for scored in members]
+    hop_s = manifest.features.hop_samples / manifest.features.fs_hz
+    rows = [
+        {"machine": machine, **figures(members, hop_s, labels, policy)}
+        for machine, members in groups.items()
+        if machine
+    ]
     result: dict[str, Any] = {
         "bundle": manifest.name,
         "version": manifest.version,
         "model": manifest.model,
         "quantization": manifest.quantization.type,
-        "recordings": len(named),
+        "recordings": len(every),
     }
-    every: list[Scored] = []
-    rows = []
-    for machine, members in sorted(groups.items()):
-        judge = bundles.load(path, machine, golden=False) if machine else bundle
-        scored = score_recordings(judge, members)
-        every += scored
-        if machine:
-            rows.append({"machine": machine, **figures(scored, manifest.features.hop_samples, manifest.features.fs_hz, labels, policy)})
-    result |= figures(every, manifest.features.hop_samples, manifest.features.fs_hz, labels, policy)
+    result |= figures(every, hop_s, labels, policy)
     if rows:
         result["machines"] = rows
         for key in ("auc", "pauc"):
@@ -198,8 +212,7 @@ def evaluate(
 
 def figures(
     scored: list[Scored],
-    hop_samples: int,
-    fs_hz: float,
+    hop_s: float,
     labels: Mapping[str, Truth] | None,
     policy: AlarmPolicy,
 ) -> dict[str, Any]:
@@ -216,14 +229,18 @@ def figures(
     known = [t.label is not None or t.onset is not None for t in truths]
     scores = np.concatenate([s.ratio for s, k in zip(scored, known, strict=True) if k] or [np.zeros(0)])
     anomalous = np.concatenate([f for f, k in zip(flags, known, strict=True) if k] or [np.zeros(0, bool)])
-    hop_s = hop_samples / fs_hz
     normal = [s.ratio[~f] for s, f in zip(scored, flags, strict=True)]
     n_normal = sum(len(r) for r in normal)
     days = n_normal * hop_s / 86400.0
     crossings = sum(int((r >= policy.warning_ratio).sum()) for r in normal)
-    false_events, delays = 0, []
+    false_events = 0
+    delays: list[dict[str, Any]] = []
     together = [(s, f) for s, f, t in zip(scored, flags, truths, strict=True) if t.onset is None]
-    runs = [(s.ratio, s.end, f, t.onset) for s, f, t in zip(scored, flags, truths, strict=True) if t.onset is not None]
+    runs: list[tuple[Any, Any, Any, float | None]] = [
+        (s.ratio, s.end, f, t.onset)
+        for s, f, t in zip(scored, flags, truths, strict=True)
+        if t.onset is not None
+    ]
     if together:
         together.sort(key=lambda pair: bool(pair[1].any()))
         ratio = np.concatenate([s.ratio for s, _ in together])

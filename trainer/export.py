@@ -15,6 +15,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,12 +23,15 @@ from typing import IO, Any
 import numpy as np
 
 from edge_agent import inference
+from edge_agent.errors import EdgeAgentError
 from edge_agent.signals import F32
 
 _worker: subprocess.Popen[bytes] | None = None
+#: What the process says; TensorFlow says much, so it is shown only where the process ends.
+_messages: IO[bytes] | None = None
 
 
-class ExportError(Exception):
+class ExportError(EdgeAgentError):
     """The converter refused, crashed, or made a model that no edge runtime would run rightly."""
 
 
@@ -46,10 +50,17 @@ def tflite(
     representative : (k, width, F) standardised patches that set the int8 ranges
     Raises ExportError.
     """
-    head = {"model": model, "shape": shape, "n_classes": n_classes, "params": dict(params), "quantize": quantize}
+    head = {
+        "model": model,
+        "shape": shape,
+        "n_classes": n_classes,
+        "params": dict(params),
+        "quantize": quantize,
+    }
     buffer = io.BytesIO()
-    arrays = {f"w{i}": w for i, w in enumerate(weights)}
-    np.savez(buffer, head=np.array(json.dumps(head)), representative=representative, **arrays)
+    arrays: dict[str, Any] = {f"w{i}": w for i, w in enumerate(weights)}
+    arrays |= {"head": np.array(json.dumps(head)), "representative": representative}
+    np.savez(buffer, **arrays)
     worker = _start()
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -57,19 +68,23 @@ def tflite(
         _send(worker.stdin, buffer.getvalue())
         answer = _receive(worker.stdout)
     except (OSError, EOFError) as error:
-        code = worker.wait()
+        code, said = worker.wait(), _said()
         stop()
         raise ExportError(
-            f"the converter's process ended with code {code} on {model} as {quantize}; its messages stand above"
+            f"the converter's process ended with code {code} on {model} as {quantize}; its last words: {said}"
         ) from error
     if answer[:1] != b"+":
         raise ExportError(f"{model} as {quantize}: {answer[1:].decode(errors='replace')}")
     flatbuffer = answer[1:]
     ops = inference.operators(flatbuffer)
     if bad := [op for op in ops if "Flex" in op or op == "CUSTOM"]:
-        raise ExportError(f"{model} as {quantize}: operators {bad} are not builtin; no edge runtime loads them")
+        raise ExportError(
+            f"{model} as {quantize}: operators {bad} are not builtin; no edge runtime loads them"
+        )
     if model == "lstm_ae" and "UNIDIRECTIONAL_SEQUENCE_LSTM" not in ops:
-        raise ExportError(f"{model} as {quantize}: the LSTMs were not fused; operators: {', '.join(sorted(set(ops)))}")
+        raise ExportError(
+            f"{model} as {quantize}: the LSTMs were not fused; operators: {', '.join(sorted(set(ops)))}"
+        )
     return flatbuffer
 
 
@@ -77,21 +92,38 @@ def stop() -> None:
     """End the converter's process, if there is one."""
     global _worker
     if _worker is not None:
-        for pipe in (_worker.stdin, _worker.stdout):
+        for pipe in (_worker.stdin, _worker.stdout, _messages):
             if pipe is not None:
                 pipe.close()
         _worker.wait()
         _worker = None
 
 
+def _said() -> str:
+    """The end of the process's messages."""
+    assert _messages is not None
+    _messages.seek(0)
+    return " ".join(_messages.read().decode(errors="replace").split())[-500:]
+
+
 def _start() -> subprocess.Popen[bytes]:
-    global _worker
+    global _worker, _messages
     if _worker is None or _worker.poll() is not None:
         root = str(Path(__file__).parent.parent)
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-        environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        _messages = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         _worker = subprocess.Popen(
-            [sys.executable, "-m", "trainer.export"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-m", "trainer.export"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=_messages,
+            env=environment,
         )
         atexit.register(stop)
     return _worker

@@ -50,7 +50,13 @@ def tensorflow() -> Any:
 
 
 def train(
-    recipe: Recipe, x: F32, y: Any, validation: tuple[F32, Any], anomalies: F32, clip_of: Any, progress: Progress | None
+    recipe: Recipe,
+    x: F32,
+    y: Any,
+    validation: tuple[F32, Any],
+    anomalies: F32,
+    clip_of: Any,
+    progress: Progress | None,
 ) -> tuple[Any, History, dict[str, float]]:
     """Train the recipe's network.
 
@@ -71,7 +77,9 @@ def train(
     flat, held = x.reshape(shape), validation[0].reshape(shape)
     rng = np.random.default_rng([how.seed, 3])
     loss = losses.BY_NAME[architectures.defaults(recipe.model).loss]
-    history = _descend(tf, model, loss, flat, y, held, validation[1], how, how.epochs, how.patience, rng, "train", progress)
+    history = _descend(
+        tf, model, loss, flat, y, held, validation[1], how, how.epochs, how.patience, rng, "train", progress
+    )
     figures = {"epochs": float(len(history["loss"]))}
     if how.stage2:
         if not len(anomalies):
@@ -123,7 +131,6 @@ def _descend(
     y_held = np.asarray(y_held, np.int32)
     signature = [tf.TensorSpec((None, *x.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32)]
 
-    @tf.function(input_signature=signature, reduce_retracing=True)
     def step(xb: Any, yb: Any) -> Any:
         with tf.GradientTape() as tape:
             value = tf.reduce_mean(loss(model(xb, training=True), xb, yb))
@@ -131,9 +138,10 @@ def _descend(
         optimizer.apply_gradients(zip(tape.gradient(value, variables), variables, strict=True))
         return value
 
-    @tf.function(input_signature=signature, reduce_retracing=True)
     def measure(xb: Any, yb: Any) -> Any:
         return loss(model(xb, training=False), xb, yb)
+
+    fast_step, fast_measure = (tf.function(f, input_signature=signature) for f in (step, measure))
 
     history: History = {"loss": []}
     best, best_epoch, best_weights = np.inf, 0, model.get_weights()
@@ -146,8 +154,11 @@ def _descend(
             xb, yb = x[pick], y[pick]
             if beside is not None:
                 drawn = rng.integers(len(beside), size=len(pick))
-                xb, yb = np.concatenate([xb, beside[drawn]]), np.concatenate([yb, np.zeros(len(pick), np.int32)])
-            total += float(step(xb, yb)) * len(pick)
+                xb, yb = (
+                    np.concatenate([xb, beside[drawn]]),
+                    np.concatenate([yb, np.zeros(len(pick), np.int32)]),
+                )
+            total += float(fast_step(xb, yb)) * len(pick)
         now = {"loss": total / len(x)}
         if not np.isfinite(now["loss"]):
             raise RecordingError(
@@ -156,7 +167,8 @@ def _descend(
             )
         if len(x_held):
             held = [
-                np.asarray(measure(x_held[i : i + 512], y_held[i : i + 512])) for i in range(0, len(x_held), 512)
+                np.asarray(fast_measure(x_held[i : i + 512], y_held[i : i + 512]))
+                for i in range(0, len(x_held), 512)
             ]
             now["validation"] = float(np.concatenate(held).mean())
         for name, value in now.items():

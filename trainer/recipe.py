@@ -203,7 +203,9 @@ def load(path: Path) -> Recipe:
             str(path), [Problem("recipe", error.strerror or str(error), "a readable YAML file")]
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [Problem("recipe", " ".join(str(error).split()), "valid YAML in UTF-8")]) from error
+        raise ConfigError(
+            str(path), [Problem("recipe", " ".join(str(error).split()), "valid YAML in UTF-8")]
+        ) from error
     return parse(raw, origin=str(path), folder=path.parent)
 
 
@@ -211,20 +213,28 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
     """A mapping, as YAML gives it, into a Recipe; pure but for looking whether data paths exist."""
     problems: list[Problem] = []
     top = _Reader("", raw, problems)
-    name = top.text("name", check=lambda s: re.fullmatch(r"[a-z0-9_-]+", s) is not None, expected="an id [a-z0-9_-]+")
+    name = top.text(
+        "name", check=lambda s: re.fullmatch(r"[a-z0-9_-]+", s) is not None, expected="an id [a-z0-9_-]+"
+    )
     known = (*architectures.names(), "indicator")
     model = top.text("model", check=lambda s: s in known, expected=f"one of {', '.join(known)}")
     sources = tuple(_source(reader, folder) for reader in top.sections("data"))
     window = _cut(top.section("window"))
     families = tuple(_family(reader) for reader in top.sections("features"))
     known_model = model in architectures.names()
-    defaults = architectures.defaults(model) if known_model else architectures.Defaults({"kind": "indicator"}, {}, "")
+    defaults = (
+        architectures.defaults(model)
+        if known_model
+        else architectures.Defaults({"kind": "indicator"}, {}, "")
+    )
     context = _context(top.section("context", default=dict(defaults.context)))
     score = _score(top.section("score", default=dict(defaults.score)), model)
     split = _split(top.section("split", default={}))
     train = _training(top.section("train", default={}), model)
     threshold = _limit(top.section("threshold", default={}))
-    quantize = top.text("quantize", default="int8", check=lambda s: s in QUANTIZE, expected=f"one of {', '.join(QUANTIZE)}")
+    quantize = top.text(
+        "quantize", default="int8", check=lambda s: s in QUANTIZE, expected=f"one of {', '.join(QUANTIZE)}"
+    )
     network = top.mapping("network")
     if known_model:
         parameters = architectures.parameters(model)
@@ -235,7 +245,20 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
     if problems:
         raise ConfigError(origin, problems)
     return Recipe(
-        name, model, sources, window, families, context, score, split, train, threshold, quantize, network, unit, origin
+        name,
+        model,
+        sources,
+        window,
+        families,
+        context,
+        score,
+        split,
+        train,
+        threshold,
+        quantize,
+        network,
+        unit,
+        origin,
     )
 
 
@@ -261,7 +284,12 @@ class _Reader:
         return self.raw.get(key)
 
     def text(
-        self, key: str, *, default: str | None = None, check: Callable[[str], bool] | None = None, expected: str = "text"
+        self,
+        key: str,
+        *,
+        default: str | None = None,
+        check: Callable[[str], bool] | None = None,
+        expected: str = "text",
     ) -> str:
         value = self.get(key)
         if value is None and default is not None:
@@ -271,9 +299,7 @@ class _Reader:
             return default or ""
         return value
 
-    def number(
-        self, key: str, default: float | None, low: float, high: float, *, whole: bool = False
-    ) -> Any:
+    def number(self, key: str, default: float | None, low: float, high: float, *, whole: bool = False) -> Any:
         value = self.get(key)
         if value is None:
             return default
@@ -284,8 +310,8 @@ class _Reader:
             except ValueError:
                 self.bad(self.key(key), value, expected)
                 return default
-        kinds: tuple[type, ...] = (int,) if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        ok = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not (ok and low <= value <= high):
             self.bad(self.key(key), value, expected)
             return default
         return value if whole else float(value)
@@ -336,11 +362,15 @@ class _Reader:
 def _unknown(where: str, value: Any, known: Any) -> Problem:
     near = difflib.get_close_matches(where.rsplit(".", 1)[-1], list(known), 1, 0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return Problem(where, f"an unknown key (value {repr(value)[:60]})", f"one of {', '.join(sorted(known))}{hint}")
+    return Problem(
+        where, f"an unknown key (value {repr(value)[:60]})", f"one of {', '.join(sorted(known))}{hint}"
+    )
 
 
 def _source(r: _Reader, folder: Path) -> Source:
-    simulate = r.text("simulate", default="", check=lambda s: s in SIMULATORS, expected=f"one of {', '.join(SIMULATORS)}")
+    simulate = r.text(
+        "simulate", default="", check=lambda s: s in SIMULATORS, expected=f"one of {', '.join(SIMULATORS)}"
+    )
     given = r.text("path", default="")
     path = (folder / given) if given else None
     if bool(path) == bool(simulate) and "simulate" not in {p.where.rsplit(".", 1)[-1] for p in r.problems}:
@@ -351,7 +381,13 @@ def _source(r: _Reader, folder: Path) -> Source:
         path,
         r.number("fs_hz", None, 1e-3, 1e7),
         r.indexes("channels"),
-        r.text("machine", default="", check=lambda s: re.fullmatch(r"[a-z0-9_-]+", s) is not None, expected="an id") or None,
+        r.text(
+            "machine",
+            default="",
+            check=lambda s: re.fullmatch(r"[a-z0-9_-]+", s) is not None,
+            expected="an id",
+        )
+        or None,
         r.flag("labels", True),
         simulate or None,
         r.number("seconds", 10.0, 0.1, 1e6),
@@ -382,12 +418,20 @@ def _cut(r: _Reader) -> Cut:
 def _family(r: _Reader) -> Family:
     known = features.kinds()
     kind = r.text("kind", check=lambda s: s in known, expected=f"one of {', '.join(known)}")
-    return Family(kind, {k: v for k, v in r.raw.items() if k != "kind"})
+    params = {k: v for k, v in r.raw.items() if k != "kind"}
+    if kind in known:
+        parameters = features.parameters(kind)
+        r.problems += [
+            _unknown(r.key(key), params[key], parameters) for key in sorted(set(params) - set(parameters))
+        ]
+    return Family(kind, params)
 
 
 def _context(r: _Reader) -> Context:
     context = Context(
-        r.text("over", default="frames", check=lambda s: s in ("frames", "windows"), expected="frames or windows")
+        r.text(
+            "over", default="frames", check=lambda s: s in ("frames", "windows"), expected="frames or windows"
+        )
         or "frames",
         r.number("width", 1, 1, 10_000, whole=True),
         r.number("hop", 1, 1, 10_000, whole=True),
@@ -399,17 +443,17 @@ def _context(r: _Reader) -> Context:
 
 def _score(r: _Reader, model: str) -> ScoreRule:
     wanted = {"mobilenet_v2": "log_odds", "indicator": "indicator"}.get(model, "reconstruction")
-    kind = r.text("kind", default=wanted, check=lambda s: s == wanted, expected=f"{wanted}, the rule of {model}")
+    kind = r.text(
+        "kind", default=wanted, check=lambda s: s == wanted, expected=f"{wanted}, the rule of {model}"
+    )
     params: dict[str, Any] = {}
     if kind == "indicator":
         params["feature"] = r.text("feature", expected="the name of one feature, such as rms")
     elif kind == "reconstruction":
-        for key, known in (
-            ("error", ("mse", "mae", "sse")), ("steps", ("all", "newest")), ("patches", ("mean", "max"))
-        ):
-            params[key] = r.text(
-                key, default=known[0], check=lambda s, known=known: s in known, expected=f"one of {', '.join(known)}"  # type: ignore[misc]
-            )
+        choices = {"error": ("mse", "mae", "sse"), "steps": ("all", "newest"), "patches": ("mean", "max")}
+        for key, known in choices.items():
+            expected = f"one of {', '.join(known)}"
+            params[key] = r.text(key, default=known[0], check=known.__contains__, expected=expected)
     r.finish()
     return ScoreRule(kind, params)
 
@@ -424,7 +468,7 @@ def _split(r: _Reader) -> Split:
         r.number("anomalies", 0, 0, 100_000, whole=True),
     )
     numbers = [p for p in (split.train, split.calibrate) if not isinstance(p[0], str)]
-    if len(numbers) == 2 and max(numbers[0][0], numbers[1][0]) < min(numbers[0][1], numbers[1][1]):  # type: ignore[type-var]
+    if len(numbers) == 2 and max(numbers[0][0], numbers[1][0]) < min(numbers[0][1], numbers[1][1]):
         r.bad(r.key("calibrate"), list(split.calibrate), f"no overlap with train {list(split.train)}")
     ids = [p for p in (split.train, split.calibrate) if isinstance(p[0], str)]
     if len(ids) == 2 and set(ids[0]) & set(ids[1]):
@@ -473,7 +517,9 @@ def _training(r: _Reader, model: str) -> Training:
 def _limit(r: _Reader) -> Limit:
     methods = thresholds.METHODS
     limit = Limit(
-        r.text("method", default="gamma", check=lambda s: s in methods, expected=f"one of {', '.join(methods)}"),
+        r.text(
+            "method", default="gamma", check=lambda s: s in methods, expected=f"one of {', '.join(methods)}"
+        ),
         r.number("false_alarm_rate", 1e-3, 1e-6, 0.5),
     )
     r.finish()

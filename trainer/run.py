@@ -35,8 +35,6 @@ from trainer.splits import Parts
 MIN_STEPS, MIN_SPEARMAN, MAX_AUC_LOSS = 2.0, 0.99, 0.01
 #: Patches from which the converter learns the int8 ranges.
 _REPRESENTATIVE = 256
-#: A golden window longer than this many samples stands alone, so that a bundle stays below 1.5 MB.
-_LONG_WINDOW = 100_000
 _GOLDEN_HISTORIES = 8
 
 
@@ -72,7 +70,9 @@ class _Inputs:
         return np.repeat(values, self.patches.shape[1])
 
 
-def run(recipe: Recipe, out: Path, *, table: Table | None = None, progress: Progress | None = None) -> FitResult:
+def run(
+    recipe: Recipe, out: Path, *, table: Table | None = None, progress: Progress | None = None
+) -> FitResult:
     """Train, export, calibrate, verify and write the bundle `out`.
 
     table : the recipe's features, where they were computed before (they do not depend on the seed)
@@ -111,13 +111,16 @@ def run(recipe: Recipe, out: Path, *, table: Table | None = None, progress: Prog
             recipe, train.flat(), train.each(train.group), (held.flat(), held.each(held.group)),
             bad.flat(), train.each(train.window), progress,
         )  # fmt: skip
-        flatbuffer, quantization = _export(recipe, keras_model, rule, train, calibrate, len(classes), progress)
+        flatbuffer, quantization = _export(
+            recipe, keras_model, rule, train, calibrate, len(classes), progress
+        )
         if quantization.note:
             warnings.append(quantization.note)
     width = (spec.context.width, len(features.names))
     model: Model = no_model if flatbuffer is None else TFLiteModel(flatbuffer, features.n_patches, width)
     scored = [
-        scoring.build(_own(rule, int(g)))(x, model(x)) for x, g in zip(calibrate.patches, calibrate.group, strict=True)
+        scoring.build(_own(rule, int(g)))(x, model(x))
+        for x, g in zip(calibrate.patches, calibrate.group, strict=True)
     ]
     scores = np.array([s.value for s in scored])
     residuals = np.stack([s.residual for s in scored]).astype(np.float64)
@@ -159,7 +162,9 @@ def _classes(recipe: Recipe, table: Table, parts: Parts) -> tuple[str, ...]:
         )
     missing = found - {c.machine for c in table.of(parts.calibrate)}
     if missing:
-        raise RecordingError(f"{recipe.origin}: no recording of {sorted(map(str, missing))} is left to calibrate on")
+        raise RecordingError(
+            f"{recipe.origin}: no recording of {sorted(map(str, missing))} is left to calibrate on"
+        )
     return tuple(sorted(m for m in found if m is not None))
 
 
@@ -187,7 +192,11 @@ def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes
         newest = histories[:, -1] if len(histories) else np.zeros(0, np.int64)
     else:
         shape = (0, features.n_patches, context.width, len(features.names))
-        patches = np.stack([features.patches(v) for v in vectors[part]]) if len(part) else np.zeros(shape, np.float32)
+        patches = (
+            np.stack([features.patches(v) for v in vectors[part]])
+            if len(part)
+            else np.zeros(shape, np.float32)
+        )
         newest = part
     number = {name: i for i, name in enumerate(classes)}
     group = np.array([number.get(c.machine or "", 0) for c in table.of(newest)], np.int16)
@@ -215,7 +224,13 @@ def _threshold(
 
 
 def _export(
-    recipe: Recipe, model: Any, rule: ScoreRule, train: _Inputs, held: _Inputs, n_classes: int, progress: Progress | None
+    recipe: Recipe,
+    model: Any,
+    rule: ScoreRule,
+    train: _Inputs,
+    held: _Inputs,
+    n_classes: int,
+    progress: Progress | None,
 ) -> tuple[bytes, Quantization]:
     """The flatbuffer to ship and its figures: as asked for, or float16 where int8 misses a gate."""
     patches = train.flat()
@@ -226,7 +241,9 @@ def _export(
     def convert(quantize: str) -> bytes:
         if progress is not None:
             progress(f"export {quantize}", 1, 1, {})
-        return export.tflite(recipe.model, shape, n_classes, recipe.network, weights, quantize, patches[spread])
+        return export.tflite(
+            recipe.model, shape, n_classes, recipe.network, weights, quantize, patches[spread]
+        )
 
     flat_shape = (-1, *model.input_shape[1:])
     expected = fit.predict(model, held.flat().reshape(flat_shape)).reshape(*held.patches.shape[:2], -1)
@@ -271,7 +288,9 @@ def _gates(
     }
     reasons = []
     if not figures["spearman"] >= MIN_SPEARMAN:
-        reasons.append(f"rank correlation of float and int8 scores is {figures['spearman']:.4f} < {MIN_SPEARMAN}")
+        reasons.append(
+            f"rank correlation of float and int8 scores is {figures['spearman']:.4f} < {MIN_SPEARMAN}"
+        )
     if rule.kind == "log_odds":
         figures["auc_difference"] = abs(_id_auc(rule, held, outputs) - _id_auc(rule, held, expected))
         if figures["auc_difference"] > MAX_AUC_LOSS:
@@ -331,8 +350,7 @@ def _spearman(a: F64, b: F64) -> float:
 def _golden(table: Table, features: FeatureSet, vectors: F32, calibrate: _Inputs) -> tuple[F32, F32]:
     """(golden windows (k, C, n), golden features (m, v, F)); the windows are surrogates."""
     rng = np.random.default_rng(0)
-    k = 1 if table.spec.n_samples * table.spec.n_channels > _LONG_WINDOW else 2
-    windows = np.stack([surrogate(table, rng) for _ in range(k)])
+    windows = np.stack([surrogate(table, rng) for _ in range(2)])
     if features.spec.context.over == "frames":
         return windows, features(windows)
     spread = np.linspace(0, len(calibrate.patches) - 1, _GOLDEN_HISTORIES).astype(int)
@@ -346,14 +364,24 @@ def _version(flatbuffer: bytes | None, threshold: Threshold, spec: Any) -> str:
 
 
 def _provenance(
-    recipe: Recipe, table: Table, parts: Parts, history: History, figures: dict[str, float], warnings: list[str], n: int
+    recipe: Recipe,
+    table: Table,
+    parts: Parts,
+    history: History,
+    figures: dict[str, float],
+    warnings: list[str],
+    n: int,
 ) -> dict[str, Any]:
     data = []
     for source in recipe.data:
         given = {key: value for key, value in asdict(source).items() if key != "path" and value is not None}
         # The name says which data; the path of somebody's workstation would not.
         data.append(({"path": source.path.name} | given) if source.path is not None else given)
-    packages = ("numpy", "scipy") if recipe.model == "indicator" else ("numpy", "scipy", "tensorflow-cpu", "tensorflow", "keras")
+    packages = (
+        ("numpy", "scipy")
+        if recipe.model == "indicator"
+        else ("numpy", "scipy", "tensorflow-cpu", "tensorflow", "keras")
+    )
     versions = {}
     for package in packages:
         try:

@@ -57,7 +57,11 @@ def split(table: Table, how: Split, *, validation: float, seed: int) -> Parts:
         train, held, calibrate = _by_unit(table, how, by, healthy, validation, seed)
     for name, part in (("train", train), ("calibrate", calibrate)):
         if not part.size:
-            hint = "; with one recording only, use split: {by: time}" if n_recordings < 2 and by != "time" else ""
+            hint = (
+                "; with one recording only, use split: {by: time}"
+                if n_recordings < 2 and by != "time"
+                else ""
+            )
             raise RecordingError(
                 f"split by {by}: no window for {name} among {int(healthy.sum())} healthy windows of "
                 f"{n_recordings} recordings; expected at least one: change split.{name}{hint}"
@@ -66,7 +70,7 @@ def split(table: Table, how: Split, *, validation: float, seed: int) -> Parts:
     return Parts(by, train, held, calibrate, anomalies, note)
 
 
-def sequences(table: Table, part: Indices, context: Context) -> np.ndarray[Any, Any]:
+def sequences(table: Table, part: Indices, context: Context) -> Indices:
     """(m, width) window numbers of every gap-free history that lies whole within `part`.
 
     A history crosses no recording and, where `max_gap_s` is set, no longer pause.
@@ -82,7 +86,8 @@ def sequences(table: Table, part: Indices, context: Context) -> np.ndarray[Any, 
         breaks[1:] = ~joined
     run_start = np.maximum.accumulate(np.where(breaks, np.arange(len(part)), 0))
     ends = np.flatnonzero(np.arange(len(part)) - run_start >= width - 1)
-    return part[ends[:, None] + np.arange(1 - width, 1)[None, :]]
+    histories: Indices = part[ends[:, None] + np.arange(1 - width, 1)[None, :]]
+    return histories
 
 
 def _bounds(limits: Any, n: int) -> tuple[int, int]:
@@ -152,7 +157,9 @@ def _by_unit(
 def _pick(limits: Any, order: list[str]) -> set[str]:
     if isinstance(limits[0], str):
         if unknown := sorted(set(limits) - set(order)):
-            raise RecordingError(f"split by machine: {unknown[0]!r} is not there; found {', '.join(sorted(order))}")
+            raise RecordingError(
+                f"split by machine: {unknown[0]!r} is not there; found {', '.join(sorted(order))}"
+            )
         return set(limits)
     a, b = _bounds(limits, len(order))
     return set(order[a:b])

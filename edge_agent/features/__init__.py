@@ -88,15 +88,21 @@ def kinds() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 
 
+def parameters(kind: str) -> tuple[str, ...]:
+    """Names of the parameters a known family takes beside the sampling rate and the window's length."""
+    module = importlib.import_module(f"{__name__}.{kind}")
+    return tuple(sorted(set(inspect.signature(module.build).parameters) - {"fs_hz", "n_samples"}))
+
+
 def build(kind: str, fs_hz: float, n_samples: int, params: Mapping[str, Any]) -> Extractor:
     """Prepare one family. Raises ValueError naming the family and what is wrong with a parameter."""
     if kind not in kinds():
         raise ValueError(f"feature family {kind!r} is unknown; known: {', '.join(kinds())}")
     module = importlib.import_module(f"{__name__}.{kind}")
-    known = set(inspect.signature(module.build).parameters) - {"fs_hz", "n_samples"}
-    if unknown := sorted(set(params) - known):
+    known = parameters(kind)
+    if unknown := sorted(set(params) - set(known)):
         raise ValueError(
-            f"feature family {kind}: unknown parameter {unknown[0]!r}; known: {', '.join(sorted(known))}"
+            f"feature family {kind}: unknown parameter {unknown[0]!r}; known: {', '.join(known)}"
         )
     extractor: Extractor = module.build(fs_hz, n_samples, **params)
     return extractor

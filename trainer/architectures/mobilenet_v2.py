@@ -17,7 +17,9 @@ LOSS = "crossentropy"
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2), (6, 64, 2, 2), (6, 96, 2, 1))
 
 
-def build(shape: tuple[int, int], *, n_classes: int, alpha: float = 0.35, head: int = 256, dropout: float = 0.2) -> Any:
+def build(
+    shape: tuple[int, int], *, n_classes: int, alpha: float = 0.35, head: int = 256, dropout: float = 0.2
+) -> Any:
     """Takes (width, F, 1), returns (n_classes,) logits. BatchNorm momentum 0.9: with the usual 0.99 the
     moving averages of a small training run never arrive, and it predicts at chance."""
     import keras

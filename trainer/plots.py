@@ -1,0 +1,77 @@
+"""What a run looked like, as PNG: losses, healthy scores with the fitted limit, scores over time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from edge_agent.signals import F64
+from edge_agent.thresholds import Threshold
+
+_SIZE = (7.0, 3.6)
+
+
+def loss(history: Mapping[str, Sequence[float]]) -> bytes:
+    """Loss by epoch, each stage and part a line."""
+    figure, axes = _figure("epoch", "loss")
+    for name, values in history.items():
+        axes.plot(np.arange(1, len(values) + 1), values, label=name.replace("_", " "))
+    if all(v > 0 for values in history.values() for v in values):
+        axes.set_yscale("log")
+    axes.legend()
+    return _png(figure)
+
+
+def distribution(scores: F64, threshold: Threshold, anomalous: F64 | None = None) -> bytes:
+    """Histogram of the healthy scores, the fitted density where the method has one, and the limit."""
+    figure, axes = _figure("score", "density")
+    top = max(float(scores.max()), threshold.value) * 1.1
+    bins = np.linspace(0.0, top, 60).tolist()
+    axes.hist(scores, bins, density=True, alpha=0.6, label=f"healthy, {len(scores)} windows")
+    if anomalous is not None and len(anomalous):
+        shown = np.minimum(anomalous, top)
+        axes.hist(shown, bins, density=True, alpha=0.5, label=f"anomalous, {len(anomalous)} windows")
+    if threshold.method == "gamma":
+        x = np.linspace(top / 500, top, 500)
+        density = stats.gamma.pdf(x, threshold.params["shape"], scale=threshold.params["scale"])
+        axes.plot(x, density, "k-", linewidth=1, label="gamma fit")
+    axes.axvline(threshold.value, color="tab:red", label=f"limit {threshold.value:.4g}")
+    axes.legend()
+    return _png(figure)
+
+
+def over_time(ratios: F64, flags: Any = None, title: str = "healthy windows in time order") -> bytes:
+    """score / limit of consecutive windows; anomalous ones in another colour."""
+    figure, axes = _figure("window", "score / limit")
+    i = np.arange(len(ratios))
+    flags = np.zeros(len(ratios), bool) if flags is None else np.asarray(flags, bool)
+    axes.plot(i[~flags], ratios[~flags], ".", markersize=4, label="normal")
+    if flags.any():
+        axes.plot(i[flags], ratios[flags], ".", markersize=4, color="tab:orange", label="anomalous")
+    axes.axhline(1.0, color="tab:red", linewidth=1, label="limit")
+    if len(ratios) and ratios.min() > 0 and ratios.max() > 10:
+        axes.set_yscale("log")
+    axes.set_title(title)
+    axes.legend()
+    return _png(figure)
+
+
+def _figure(x: str, y: str) -> tuple[Any, Any]:
+    # Figure without pyplot: no global state, no display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
