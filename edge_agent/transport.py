@@ -147,7 +147,7 @@ class MqttTransport:
         self._current: _Client | None = None
         self._accepting = True
         self._stopping = threading.Event()
-        self._connected = threading.Event()
+        self._settled = threading.Event()  # connected, or a problem is known
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._denied: set[str] = set()
         self._v5 = mqtt.protocol == "5"
@@ -193,8 +193,9 @@ class MqttTransport:
         return self._live is not None
 
     def wait_connected(self, timeout_s: float) -> None:
-        """Block until connected; raises TransportError with what is in the way."""
-        if not self._connected.wait(timeout_s):
+        """Block until connected; raises TransportError with what is in the way once that is known."""
+        self._settled.wait(timeout_s)
+        if not self.connected:
             problem = self._problem or f"no answer within {timeout_s:g} s: is it an MQTT broker?"
             raise TransportError(f"broker {self._where}: {problem}")
 
@@ -269,7 +270,7 @@ class MqttTransport:
         client.ended.wait()
         with self._lock:
             self._live = None
-        self._connected.clear()
+        self._settled.clear()
         client.loop_stop()
         if not self._stopping.is_set():
             self._lost("the connection was lost: is the broker running? Connecting again every 1 to 60 s")
@@ -321,6 +322,7 @@ class MqttTransport:
         if (self._problem is None or refused != self._refusing) and not self._stopping.is_set():
             log.error("broker %s: %s", self._where, problem)
         self._problem, self._refusing = problem, refused
+        self._settled.set()
 
     # ---------------------------------------------------------------- paho's thread
 
@@ -341,7 +343,7 @@ class MqttTransport:
             self._subscribe(client, topics)
             if self._status_topic and not self._stopping.is_set():
                 client.publish(self._status_topic, ONLINE, qos=1, retain=True)
-            self._connected.set()
+            self._settled.set()
             self._call(self._hooks[0])
         except Exception:
             log.exception("after connecting to %s", self._where)
@@ -426,6 +428,8 @@ def _explain(error: Exception, mqtt: MqttConfig) -> str:
         return f"the host name is unknown ({error.strerror}): correct mqtt.host, or mend the name service"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there: start the broker, or correct mqtt.host and mqtt.port"
+    if isinstance(error, ConnectionResetError):
+        return "it closed the connection at once: does it want TLS, or want none? Check mqtt.port and mqtt.tls"
     if isinstance(error, TimeoutError):
         return "it does not answer: check the network, mqtt.host and mqtt.port"
     if isinstance(error, FileNotFoundError) and mqtt.tls is not None:

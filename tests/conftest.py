@@ -108,13 +108,12 @@ class Listener:
         self.messages: list[tuple[str, bytes, bool]] = []
         self._lock = threading.Lock()
         self.transport: MqttTransport = tool(mqtt_config(port, **changes), "listen", self._take, old=True)
-        self.transport.subscribe(topics or ("edge/#",))
+        # The subscriptions hold once the broker has delivered something through one of them.
+        probe = f"probe/{id(self)}"
+        self.transport.subscribe([*topics, probe])
         self.transport.start()
         self.transport.wait_connected(10)
-        # A subscription holds once the broker has delivered something through it.
-        probe = f"edge/probe/{id(self)}"
-        if not topics:
-            until(self._heard(probe), what="the listener's subscription")
+        until(self._heard(probe), what="the listener's subscription")
 
     def _heard(self, probe: str) -> Callable[[], bool]:
         def heard() -> bool:

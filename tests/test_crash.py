@@ -33,7 +33,7 @@ def test_fifty_kills_lose_no_state_and_double_no_event(tmp_path: Path, broker: B
     rng = random.Random(seed)
     make_indicator_bundle(tmp_path / "rms", fs_hz=FS_HZ, n_samples=N, context=Context("windows", 4))
     path = write_plant(tmp_path, broker.port)
-    ear = Listener(broker.port, "edge/#", "unused/x")
+    ear = Listener(broker.port, "edge/#")
     stop, sent = threading.Event(), 0
 
     def publish() -> None:
