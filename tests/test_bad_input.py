@@ -144,8 +144,9 @@ def test_retained_sensor_messages_are_ignored(
 ) -> None:
     """A retained message on a sensor's topic is never scored: MQTT 5 does not fetch it, 3.1.1 counts it."""
     path = write_plant(tmp_path, broker.port, mqtt={"protocol": protocol})
-    ear = listen("edge/#")
+    ear = listen("edge/#", "plant/#")
     ear.publish("plant/a", message(0), retain=True)
+    ear.wait("plant/a")  # the broker has it
     with Agent(path):
         health = json.loads(ear.wait("edge/t/health", 2)[1])
         ear.publish("plant/a", message(1))

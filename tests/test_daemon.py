@@ -21,6 +21,7 @@ from conftest import Broker, Listener, free_port, mqtt_config, until
 
 from edge_agent import host
 from edge_agent.daemon import run
+from edge_agent.errors import DROP_REASONS
 from edge_agent.transport import MqttTransport
 
 Listen = Callable[..., Listener]
@@ -207,6 +208,7 @@ def test_retained_commands_are_ignored(tmp_path: Path, broker: Broker, listen: L
     path = write_plant(tmp_path, broker.port, mqtt={"protocol": "3.1.1"})
     ear = listen("edge/#")
     ear.publish("edge/t/cmd/shelve", {"request_id": "old", "sensor": "a", "for_s": 100}, retain=True)
+    ear.wait("edge/t/cmd/shelve")  # the broker has it
     with Agent(path) as agent:
         ear.wait("edge/t/health", 2)
     assert agent.rows("SELECT count(*) FROM events") == [(0,)]
@@ -519,3 +521,28 @@ def test_only_an_accepted_connect_counts(tmp_path: Path) -> None:
     assert transport.publish("x", b"") is None
     transport.stop()
     broker.stop()
+
+
+def test_the_reference_shows_what_is_really_sent(tmp_path: Path, broker: Broker, listen: Listen) -> None:
+    """Every JSON example of docs/mqtt.md has just the fields that a running agent publishes."""
+    import re
+
+    text = (Path(__file__).parent.parent / "docs" / "mqtt.md").read_text()
+    examples = {name: json.loads(body) for name, body in re.findall(r"```json (\w+)\n(.*?)```", text, re.S)}
+    path = write_plant(tmp_path, broker.port)
+    ear = listen("edge/#")
+    with Agent(path):
+        ear.wait("edge/t/status")
+        for seq in range(4):
+            ear.publish("plant/a", message(seq, 1.5))
+        real = {
+            "event": json.loads(ear.wait("edge/t/s/a/event")[0]),
+            "score": json.loads(ear.wait("edge/t/s/a/score")[0]),
+            "health": json.loads(ear.wait("edge/t/health")[0]),
+        }
+        ear.publish("edge/t/cmd/ack", {**examples["command"], "sensor": "a"})
+        real["result"] = json.loads(ear.wait("edge/t/cmd/ack/result")[0])
+    for name, fields in real.items():
+        assert list(examples[name]) == list(fields), name
+    for reason in DROP_REASONS:
+        assert f"`{reason}`" in text
