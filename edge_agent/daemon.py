@@ -162,7 +162,12 @@ class Daemon:
                 log.warning("command on %s dropped: too many wait", topic)
             return
         received = self._clock()
-        for sensor in self._routes.get(topic, ()):
+        sensors = self._routes.get(topic)
+        if sensors is None:
+            # The broker's session outlives the configuration that asked for this topic.
+            self._transport.unsubscribe(topic)
+            return
+        for sensor in sensors:
             if retained:
                 self.worker.dropped(
                     sensor, "retained", "a retained message is old by an unknown time; publish without retain"

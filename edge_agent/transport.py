@@ -71,6 +71,9 @@ class Transport(Protocol):
     def subscribe(self, topics: Iterable[str]) -> None:
         """The literal topics to listen to, instead of those so far."""
 
+    def unsubscribe(self, topic: str) -> None:
+        """End a subscription that only the broker remembers, from before a change of configuration."""
+
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> Token | None:
         """Hand a message over; None where there is no connection and nothing will be sent."""
 
@@ -208,6 +211,11 @@ class MqttTransport:
             if gone := sorted(old - wanted):
                 client.unsubscribe(gone)
             self._subscribe(client, wanted - old)
+
+    def unsubscribe(self, topic: str) -> None:
+        """End a subscription that only the broker remembers, from before a change of configuration."""
+        if (client := self._live) is not None:
+            client.unsubscribe(topic)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> Token | None:
         """Hand a message over; None where there is no connection (or the link is stalled, QoS 0)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agents import FS_HZ, Agent, N, Process, message, rows, write_plant
 from bundles import make_indicator_bundle
-from conftest import Broker, Listener, until
+from conftest import Broker, Listener, needs_mosquitto, until
 
 from edge_agent import alarms
 from edge_agent.alarms import Alarm
@@ -25,6 +25,7 @@ KILLS = 50
 RATE, LOUD, CALM = 40.0, 9, 11
 
 
+@needs_mosquitto
 def test_fifty_kills_lose_no_state_and_double_no_event(tmp_path: Path, broker: Broker) -> None:
     """After 50 SIGKILLs at random points the alarm engine over the stored rows gives exactly the stored
     events, each seen by a subscriber under its one event_id, and the history never had to fill again."""
