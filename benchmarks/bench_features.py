@@ -34,19 +34,19 @@ SPEED_HZ = 2000 / 60
 BAND = (2000.0, 6000.0)
 
 
-def vibration() -> Any:
+def vibration(seed: int = 0) -> Any:
     """8192 samples of a bearing with an outer-race defect in noise, float32."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     since = (np.arange(N) / FS) % (1.0 / Bearing.from_mapping(BEARING).frequencies(SPEED_HZ).bpfo)
     blows = np.exp(-since / 1e-3) * np.sin(2 * np.pi * 4000 * since)
     return (blows + 0.3 * rng.standard_normal(N) + 0.05).astype(np.float32)
 
 
-def sound() -> Any:
+def sound(seed: int = 1) -> Any:
     """10 s at 16 kHz: hum, a whine and broadband noise, float32."""
     t = np.arange(SOUND_N) / SOUND_FS
     hum = 0.2 * np.sin(2 * np.pi * 50 * t) + 0.05 * np.sin(2 * np.pi * 1210 * t)
-    return (hum + 0.05 * np.random.default_rng(1).standard_normal(SOUND_N)).astype(np.float32)
+    return (hum + 0.05 * np.random.default_rng(seed).standard_normal(SOUND_N)).astype(np.float32)
 
 
 def usual_statistics(x: Any) -> Any:

@@ -43,6 +43,7 @@ class FitResult:
     """What a run made: the verified bundle, and what plots and tests look at.
 
     scores : calibration scores in time order; warnings: sentences that stand in the card too
+    network : the Keras model behind the bundle's file; None for `indicator`
     """
 
     bundle: Bundle
@@ -52,6 +53,7 @@ class FitResult:
     warnings: tuple[str, ...]
     table: Table
     parts: Parts
+    network: Any = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def run(
     history: History = {}
     figures: dict[str, float] = {}
     flatbuffer: bytes | None = None
+    keras_model: Any = None
     quantization = Quantization("none")
     if recipe.model != "indicator":
         train = _inputs(features, vectors, table, parts.train, classes)
@@ -142,7 +145,7 @@ def run(
         golden_features=golden,
         card=card.text(manifest, scores, None if flatbuffer is None else len(flatbuffer), warnings),
     )
-    return FitResult(written, written.manifest, history, scores, tuple(warnings), table, parts)
+    return FitResult(written, written.manifest, history, scores, tuple(warnings), table, parts, keras_model)
 
 
 def _validation(recipe: Recipe) -> float:
