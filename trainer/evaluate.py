@@ -57,8 +57,11 @@ def pauc(scores: F64, anomalous: Any, limit: float = PAUC_LIMIT) -> float:
     last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
     tpr = np.append(0.0, np.cumsum(hits)[last] / n1)
     fpr = np.append(0.0, np.cumsum(~hits)[last] / n0)
-    x = np.append(fpr[fpr < limit], limit)
-    y = np.append(tpr[fpr < limit], np.interp(limit, fpr, tpr))
+    # The lower end of a vertical step that stands exactly on the limit.
+    i = int(np.searchsorted(fpr, limit))
+    slope = (tpr[i] - tpr[i - 1]) / (fpr[i] - fpr[i - 1])
+    x = np.append(fpr[:i], limit)
+    y = np.append(tpr[:i], tpr[i - 1] + slope * (limit - fpr[i - 1]))
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / limit)
 
 

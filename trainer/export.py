@@ -109,6 +109,7 @@ def _said() -> str:
 def _start() -> subprocess.Popen[bytes]:
     global _worker, _messages
     if _worker is None or _worker.poll() is not None:
+        stop()
         root = str(Path(__file__).parent.parent)
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         environment = {
@@ -153,6 +154,8 @@ def _convert(request: bytes) -> bytes:
     from trainer import architectures, fit
 
     tf = fit.tensorflow()
+    # Layers are numbered on through the process; the numbers stand in the file, which is to be the same each time.
+    tf.keras.utils.clear_session()
     with np.load(io.BytesIO(request), allow_pickle=False) as data:
         head = json.loads(str(data["head"]))
         representative = data["representative"]

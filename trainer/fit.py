@@ -25,6 +25,8 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 History = dict[str, list[float]]
 
 _THREADS = 2
+#: Held-out patches from which on the limit of the second stage rests on them.
+_HELD_ENOUGH = 10
 _prepared = False
 
 
@@ -87,7 +89,8 @@ def train(
                 f"{recipe.origin}: train.stage2 is {how.stage2}, but no labelled anomalous recording is there "
                 "to learn from: set split.anomalies and label some (folder `anomaly`), or set train.stage2 to 0"
             )
-        a = _hinge_limit(model, flat, clip_of, how.stage2_rate)
+        enough = len(held) >= _HELD_ENOUGH
+        a = _hinge_limit(model, held if enough else flat, None if enough else clip_of, how.stage2_rate)
         figures |= {"hinge_limit": a, "stage2_epochs": float(how.stage2)}
         second = _descend(
             tf, model, losses.hinge(a), flat, np.ones(len(flat)), held[:0], np.zeros(0), how, how.stage2, 0, rng,
@@ -97,11 +100,18 @@ def train(
     return model, history, figures
 
 
-def _hinge_limit(model: Any, flat: F32, clip_of: Any, rate: float) -> float:
-    """Quantile `rate` of the gamma distribution fitted to S of the training clips (S4's a)."""
-    s: F64 = np.square(flat - predict(model, flat)).sum(tuple(range(1, flat.ndim)), dtype=np.float64)
-    _, clip = np.unique(clip_of, return_inverse=True)
-    return thresholds.fit(np.bincount(clip, s) / np.bincount(clip), "gamma", 1.0 - rate).value
+def _hinge_limit(model: Any, x: F32, clip_of: Any, rate: float) -> float:
+    """Quantile `rate` of the gamma distribution fitted to healthy S(x): S4's a.
+
+    S4 fits the scores of its training clips, of which it has thousands. With a few dozen, the training error is
+    half of what a fresh healthy clip has, every anomaly lies above such a limit from the start, and the hinge
+    would never act: the patches held out for early stopping are taken where there are enough (clip_of None).
+    """
+    s: F64 = np.square(x - predict(model, x)).sum(tuple(range(1, x.ndim)), dtype=np.float64)
+    if clip_of is not None:
+        _, clip = np.unique(clip_of, return_inverse=True)
+        s = np.bincount(clip, s) / np.bincount(clip)
+    return thresholds.fit(s, "gamma", 1.0 - rate).value
 
 
 def predict(model: Any, x: F32, batch: int = 512) -> F32:
@@ -148,7 +158,7 @@ def _descend(
     watch = bool(len(x_held)) and patience > 0
     for epoch in range(1, epochs + 1):
         total = 0.0
-        order = rng.permutation(len(x))
+        order = rng.permutation(len(x))[: max(1, round(len(x) / how.overlap))]
         for i in range(0, len(order), how.batch):
             pick = order[i : i + how.batch]
             xb, yb = x[pick], y[pick]
@@ -159,7 +169,7 @@ def _descend(
                     np.concatenate([yb, np.zeros(len(pick), np.int32)]),
                 )
             total += float(fast_step(xb, yb)) * len(pick)
-        now = {"loss": total / len(x)}
+        now = {"loss": total / len(order)}
         if not np.isfinite(now["loss"]):
             raise RecordingError(
                 f"{stage}: the loss became {now['loss']} in epoch {epoch}; expected a finite number: lower "

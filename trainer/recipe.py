@@ -92,6 +92,8 @@ class Training:
     """epochs: at most; patience: epochs without a better validation loss before stopping, 0 never stops.
 
     validation : share of the training part that is held out for early stopping
+    overlap    : training patches are cut this many times as densely as in scoring, and every epoch sees as many
+                 as without, drawn at random: a small set of clips is then never seen twice alike
     stage2     : weak_ae only: epochs of the second stage, 0 leaves it out; stage2_rate: the share of the
                  training scores below the hinge's limit a (r of S4)
     """
@@ -103,6 +105,7 @@ class Training:
     patience: int = 10
     validation: float = 0.15
     seed: int = 0
+    overlap: int = 1
     stage2: int = 0
     stage2_rate: float = 0.99
 
@@ -231,6 +234,14 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
     score = _score(top.section("score", default=dict(defaults.score)), model)
     split = _split(top.section("split", default={}))
     train = _training(top.section("train", default={}), model)
+    if train.overlap > (context.hop if context.over == "frames" else 1):
+        problems.append(
+            Problem(
+                "train.overlap",
+                str(train.overlap),
+                "at most context.hop, and 1 where the context is over windows",
+            )
+        )
     threshold = _limit(top.section("threshold", default={}))
     quantize = top.text(
         "quantize", default="int8", check=lambda s: s in QUANTIZE, expected=f"one of {', '.join(QUANTIZE)}"
@@ -505,6 +516,7 @@ def _training(r: _Reader, model: str) -> Training:
         r.number("patience", d.patience, 0, 100_000, whole=True),
         r.number("validation", d.validation, 0.0, 0.5),
         r.number("seed", d.seed, 0, 2**31 - 1, whole=True),
+        r.number("overlap", d.overlap, 1, 64, whole=True),
         r.number("stage2", 0, 0, 100_000, whole=True),
         r.number("stage2_rate", d.stage2_rate, 0.5, 0.9999),
     )

@@ -102,14 +102,15 @@ def run(
     keras_model: Any = None
     quantization = Quantization("none")
     if recipe.model != "indicator":
-        train = _inputs(features, vectors, table, parts.train, classes)
+        dense = _dense(features, recipe.train.overlap)
+        train = _inputs(dense, vectors, table, parts.train, classes)
         if not len(train.patches) or not len(calibrate.patches):
             raise RecordingError(
                 f"{recipe.origin}: {len(parts.train)} windows to train and {len(parts.calibrate)} to calibrate hold "
                 f"no gap-free history of {spec.context.width}; expected longer recordings or a smaller context.width"
             )
         held = _inputs(features, vectors, table, parts.validation, classes)
-        bad = _inputs(features, vectors, table, parts.anomalies, ())
+        bad = _inputs(dense, vectors, table, parts.anomalies, ())
         keras_model, history, figures = fit.train(
             recipe, train.flat(), train.each(train.group), (held.flat(), held.each(held.group)),
             bad.flat(), train.each(train.window), progress,
@@ -185,6 +186,14 @@ def _rule(recipe: Recipe, names: Sequence[str], n_classes: int) -> ScoreRule:
 
 def _own(rule: ScoreRule, group: int) -> ScoreRule:
     return rule if rule.kind != "log_odds" else replace(rule, params={**rule.params, "target": group})
+
+
+def _dense(features: FeatureSet, overlap: int) -> FeatureSet:
+    """The same features with patches cut `overlap` times as densely, for training."""
+    context = features.spec.context
+    if context.over == "windows" or overlap == 1:
+        return features
+    return FeatureSet(replace(features.spec, context=replace(context, hop=max(1, context.hop // overlap))))
 
 
 def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes: Sequence[str]) -> _Inputs:

@@ -1,0 +1,109 @@
+"""Recipes: every mistake at once, and every committed recipe is valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.errors import ConfigError
+from trainer import cli, recipe
+
+RECIPES = sorted(recipe.RECIPES.glob("*.yaml"))
+
+
+def good(tmp_path: Path) -> dict[str, object]:
+    data = tmp_path / "x.npy"
+    np.save(data, np.zeros(64, np.float32))
+    return {
+        "name": "a-model",
+        "model": "dense_ae",
+        "data": {"path": str(data), "fs_hz": 1000},
+        "window": {"n_samples": 64},
+        "features": [{"kind": "time_domain"}],
+    }
+
+
+def test_a_minimal_recipe_takes_the_architectures_defaults(tmp_path):
+    """What a recipe leaves out comes from its architecture."""
+    parsed = recipe.parse(good(tmp_path) | {"model": "lstm_ae"})
+    assert (parsed.context.over, parsed.context.width) == ("windows", 8)
+    assert parsed.score.params["steps"] == "newest"
+    assert parsed.quantize == "int8"
+
+
+def test_all_mistakes_are_reported_at_once_with_key_value_and_expectation(tmp_path):
+    """Nine mistakes in nine places give nine problems, each with its key and the nearest known one."""
+    raw = good(tmp_path) | {
+        "name": "Bad Name",
+        "data": {"path": str(tmp_path / "absent"), "fs": 1000},
+        "window": {"n_samples": 64, "duration_s": 1.0},
+        "features": [{"kind": "time_domian"}, {"kind": "time_domain", "nmaes": ["rms"]}],
+        "split": {"by": "window"},
+        "train": {"epochs": 0, "batchsize": 3},
+        "threshold": {"method": "gamma", "false_alarm_rate": 2},
+    }
+    with pytest.raises(ConfigError) as caught:
+        recipe.parse(raw, origin="r.yaml")
+    problems = {p.where: p for p in caught.value.problems}
+    assert set(problems) >= {
+        "name", "data.path", "data.fs", "window", "features[0].kind", "features[1].nmaes", "split.by",
+        "train.epochs", "train.batchsize", "threshold.false_alarm_rate",
+    }  # fmt: skip
+    assert "did you mean names?" in problems["features[1].nmaes"].expected
+    assert "2" in problems["threshold.false_alarm_rate"].value
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"split": {"by": "time", "train": [0, 100], "calibrate": [50, 150]}}, "split.calibrate"),
+        ({"train": {"stage2": 10}}, "train.stage2"),
+        ({"train": {"overlap": 2}}, "train.overlap"),
+        ({"network": {"latnet": 4}}, "network.latnet"),
+        ({"data": {"simulate": "pump"}}, "data.simulate"),
+        ({"score": {"kind": "log_odds"}}, "score.kind"),
+        ({"features": []}, "features"),
+        ({"network": 3}, "network"),
+    ],
+)
+def test_each_contradiction_is_named_by_its_key(tmp_path, change, where):
+    """A recipe that contradicts itself is refused at the key that must change."""
+    with pytest.raises(ConfigError) as caught:
+        recipe.parse(good(tmp_path) | change)
+    assert where in [p.where for p in caught.value.problems]
+
+
+@pytest.mark.parametrize("raw", [None, 3, [], "text"])
+def test_a_recipe_that_is_no_mapping_is_refused(raw):
+    """An empty or wrongly shaped file gives a ConfigError, not a crash."""
+    with pytest.raises(ConfigError):
+        recipe.parse(raw)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_committed_recipe_is_valid_but_for_absent_data(path):
+    """The only thing a committed recipe may lack is the data outside the repository."""
+    try:
+        parsed = recipe.load(path)
+    except ConfigError as error:
+        assert [p for p in error.problems if not p.where.endswith(".path")] == []
+    else:
+        assert parsed.name == path.stem
+
+
+def test_a_bad_recipe_ends_the_command_with_78(tmp_path, capsys):
+    """`edge-trainer fit` says what is wrong on stderr and exits 78 before it touches anything."""
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nmodel: dense\n")
+    assert cli.main(["fit", str(path)]) == 78
+    assert "model" in capsys.readouterr().err
+    assert cli.main(["fit", str(tmp_path / "absent.yaml")]) == 78
+
+
+def test_a_missing_source_of_recordings_is_a_usage_error():
+    """`fit` without recipe and model is refused with exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["fit"])
+    assert caught.value.code == 2
