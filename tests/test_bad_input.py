@@ -169,7 +169,8 @@ def test_overflow_is_counted_and_the_other_sensor_keeps_scoring(
             ear.publish("plant/calm", message(seq))
         for seq in range(300):
             ear.publish("plant/flood", message(seq))
-        until(lambda: sum(agent.daemon.inbox.depths().values()) == 259, what="a full queue")
+        until(lambda: agent.daemon._tally.counts() == {"flood": {"overflow": 44}}, what="a full queue")
+        assert agent.daemon.inbox.depths() == {"flood": 256, "calm": 3}
         gate.set()
         ear.wait("edge/t/s/calm/score", 3)
         until(lambda: [h for h in ear.json("edge/t/health") if h["drops"] == {"flood": {"overflow": 44}}])
