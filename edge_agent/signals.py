@@ -55,7 +55,8 @@ class Window:
     @property
     def end(self) -> float:
         """Time at which the window ends, in s: the `ts` of its score."""
-        return self.start + self.samples.shape[-1] / self.fs_hz
+        n: int = self.samples.shape[-1]
+        return self.start + n / self.fs_hz
 
 
 def rfc3339(t: float) -> str:
