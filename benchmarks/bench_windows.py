@@ -1,0 +1,204 @@
+"""A window from samples to a row in the database, ours beside the usual libraries on the same work.
+
+Ours is the product's own path: `Judge.vectors` and `Judge.score` of a verified int8 bundle, and `Store.write`
+with 100 rows a commit, which is less than the daemon has at 20 windows a second. The rivals are what tutorials and
+the DCASE baseline write, with the same weights in float32; the scores are compared.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+
+from benchmarks._bundles import Made, sound_bundle, vibration_bundle
+from benchmarks._timing import quietest_ms
+from benchmarks.bench_features import (
+    SOUND_FS,
+    sound,
+    usual_envelope,
+    usual_psd,
+    usual_statistics,
+    usual_stft,
+    vibration,
+)
+from edge_agent import pipeline
+from edge_agent.alarms import Alarm
+from edge_agent.pipeline import Measured, PipelineState
+from edge_agent.signals import rfc3339
+from edge_agent.store import Record, Store
+from edge_agent.windowing import initial as no_samples
+
+VIBRATION, CLIP = "vibration", "clip"
+#: The strongest rival: nobody's published code, but what one can do with the usual libraries; printed, not judged.
+AT_ONCE = "tf.lite.Interpreter float32, resized to all frames in one invoke"
+T0 = 1_790_000_000.0
+_COMMIT, _HOP_S = 100, 0.4096
+_STATISTICS = (
+    "np.mean, np.std, ..., scipy.stats.skew(x), scipy.stats.kurtosis(x, fisher=False); scipy.signal.stft(x, fs, "
+    "nperseg=256); scipy.signal.welch(x, fs, nperseg=8192); np.fft band mask, scipy.signal.hilbert, np.fft.rfft"
+)
+_LIBROSA = (
+    "librosa.feature.melspectrogram(y=y, sr=16000, n_fft=1024, hop_length=512, n_mels=128, htk=True, norm=None); "
+    "10 * np.log10(mel); frames stacked by 5; "
+)
+
+
+def interpreter_of(flatbuffer: bytes) -> Any:
+    """tf.lite.Interpreter as its guide has it: one patch a call until it is resized."""
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(model_content=flatbuffer, num_threads=1)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def invoke(interpreter: Any, x: Any) -> Any:
+    """set_tensor, invoke, get_tensor."""
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def vibration_calls(made: Made, folder: Path) -> tuple[Callable[[], float], Callable[[], float]]:
+    """(ours: 100 windows and one commit, the rival: one window and its commit); both return the last score."""
+    judge, limit, spec = made.bundle.judge, made.bundle.threshold.value, made.bundle.manifest.features
+    x = vibration(10_000)
+    window = x[np.newaxis]
+    store = Store.open(folder / "ours.db")
+    ours_seq, usual_seq = count(), count()
+    state = pipeline.dump(PipelineState(no_samples(), np.zeros((0, len(judge.features.names)), np.float32)))
+
+    def ours() -> float:
+        rows = []
+        for _ in range(_COMMIT):
+            seq = next(ours_seq)
+            start = T0 + seq * _HOP_S
+            value = judge.score(judge.vectors(window)).value
+            rows.append(Measured(seq, start, start + _HOP_S, value, limit, value / limit))
+        store.write([Record("light", tuple(rows), (), Alarm(), state, rows[-1].end)])
+        return value
+
+    offset, scale = np.array(spec.offset), np.array(spec.scale)
+    interpreter = interpreter_of(made.float32)
+    db = sqlite3.connect(folder / "usual.db")
+    db.execute(
+        "CREATE TABLE scores(id INTEGER PRIMARY KEY, sensor TEXT, ts TEXT, start TEXT, seq INTEGER, score REAL, "
+        "threshold REAL, ratio REAL, quality TEXT)"
+    )
+
+    def usual() -> float:
+        v = np.concatenate([usual_statistics(x), usual_stft(x), usual_psd(x), usual_envelope(x)])
+        z = ((v - offset) / scale).astype(np.float32)[np.newaxis]
+        value = float(np.mean((z - invoke(interpreter, z)) ** 2))
+        seq = next(usual_seq)
+        start = T0 + seq * _HOP_S
+        db.execute(
+            "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality) VALUES (?,?,?,?,?,?,?,?)",
+            ("light", rfc3339(start + _HOP_S), rfc3339(start), seq, value, limit, value / limit, "good"),
+        )
+        db.commit()
+        return value
+
+    return ours, usual
+
+
+def clip_calls(made: Made) -> tuple[Callable[[], float], dict[str, Callable[[], float]]]:
+    """(ours, rivals by the call that tells them apart); all return the clip's score."""
+    judge, spec = made.bundle.judge, made.bundle.manifest.features
+    y = sound(10_000)
+    window = y[np.newaxis]
+    offset, scale = np.array(spec.offset, np.float32), np.array(spec.scale, np.float32)
+    width = spec.context.width
+
+    def ours() -> float:
+        return judge.score(judge.vectors(window)).value
+
+    def stacked() -> Any:
+        mel = librosa.feature.melspectrogram(
+            y=y, sr=SOUND_FS, n_fft=1024, hop_length=512, n_mels=128, htk=True, norm=None
+        )
+        v = ((10.0 * np.log10(np.maximum(mel, 1e-10))).T - offset) / scale
+        n = len(v) - width + 1
+        data = np.zeros((n, width * 128), np.float32)
+        for t in range(width):
+            data[:, 128 * t : 128 * (t + 1)] = v[t : t + n]
+        return data
+
+    def score(data: Any, output: Any) -> float:
+        return float(np.mean(np.square(data - output)))
+
+    def predict() -> float:
+        data = stacked()
+        return score(data, made.network.predict(data, verbose=0))
+
+    single, batched = interpreter_of(made.float32), interpreter_of(made.float32)
+    n_frames = judge.features.n_patches
+    batched.resize_tensor_input(batched.get_input_details()[0]["index"], [n_frames, width * 128])
+    batched.allocate_tensors()
+
+    def one_by_one() -> float:
+        data = stacked()
+        return score(data, np.concatenate([invoke(single, frame[np.newaxis]) for frame in data]))
+
+    def at_once() -> float:
+        data = stacked()
+        return score(data, invoke(batched, data))
+
+    return ours, {
+        "keras model.predict(data, verbose=0), as the DCASE baseline": predict,
+        "tf.lite.Interpreter float32, set_tensor/invoke/get_tensor frame by frame": one_by_one,
+        AT_ONCE: at_once,
+    }
+
+
+def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+    """({work, ms, rival, rival_ms, ratio, agree} of every pair, bundle folders by name)."""
+    made = {VIBRATION: vibration_bundle(folder), CLIP: sound_bundle(folder)}
+    ours, usual = vibration_calls(made[VIBRATION], folder)
+    ms, rival_ms = quietest_ms([(ours, _COMMIT), (usual, 1)], rounds=rounds)
+    found = [
+        _row(
+            VIBRATION,
+            "window of 8192: 15 statistics, STFT, PSD, envelope, int8 autoencoder, database row",
+            ms,
+            f"{_STATISTICS}; tf.lite.Interpreter float32; sqlite3 insert and commit",
+            rival_ms,
+            ours() / usual() - 1.0,
+        )
+    ]
+    ours, rivals = clip_calls(made[CLIP])
+    times = quietest_ms([(ours, 1), *((call, 1) for call in rivals.values())], rounds=rounds, round_s=1.0)
+    for (quoted, call), rival_ms in zip(rivals.items(), times[1:], strict=True):
+        found.append(
+            _row(
+                CLIP,
+                "clip of 10 s at 16 kHz: log-mel, int8 autoencoder on 309 stacked frames",
+                times[0],
+                _LIBROSA + quoted,
+                rival_ms,
+                ours() / call() - 1.0,
+                judged=quoted != AT_ONCE,
+            )
+        )
+    return found, {name: one.bundle.path for name, one in made.items()}
+
+
+def _row(
+    kind: str, work: str, ms: float, rival: str, rival_ms: float, difference: float, judged: bool = True
+) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "judged": judged,
+        "work": work,
+        "ms": round(ms, 4),
+        "rival": rival,
+        "rival_ms": round(rival_ms, 3),
+        "ratio": round(rival_ms / ms, 1),
+        "agree": float(f"{abs(difference):.2g}"),
+    }
