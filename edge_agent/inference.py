@@ -85,6 +85,8 @@ class TFLiteModel:
         self._input = self._interpreter.get_input_details()[0]
         self._shape = tuple(int(n) for n in self._input["shape"])
         self._outputs = self._interpreter.get_output_details()
+        # One work buffer for life: at 0.8 MB a clip, the allocator would return and fault it in every time.
+        self._work = np.empty(self._shape, np.float32)
         self.n_patches, self.patch_shape = n_patches, patch_shape
         #: Size of one step of the first output where it is quantised, else 0.
         self.output_step = float(self._outputs[0]["quantization"][0])
@@ -99,17 +101,17 @@ class TFLiteModel:
     def _invoke(self, x: F32) -> tuple[F32, ...]:
         interpreter = self._interpreter
         interpreter.reset_all_variables()
-        interpreter.set_tensor(self._input["index"], _quantize(x.reshape(self._shape), self._input))
+        interpreter.set_tensor(self._input["index"], _quantize(x.reshape(self._shape), self._input, self._work))
         interpreter.invoke()
         return tuple(_dequantize(interpreter.get_tensor(o["index"]), o) for o in self._outputs)
 
 
-def _quantize(x: F32, detail: Any) -> Any:
+def _quantize(x: F32, detail: Any, work: F32) -> Any:
     if detail["dtype"] == np.float32:
         return np.ascontiguousarray(x)
     scale, zero = detail["quantization"]
     info = np.iinfo(detail["dtype"])
-    q = x * np.float32(1.0 / scale)
+    q = np.multiply(x, np.float32(1.0 / scale), out=work)
     np.rint(q, out=q)
     q += np.float32(zero)
     np.clip(q, info.min, info.max, out=q)

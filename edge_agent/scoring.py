@@ -59,7 +59,7 @@ def reconstruction(error: str = "mse", steps: str = "all", patches: str = "mean"
         difference = x - outputs[0].reshape(x.shape)
         if steps == "newest":
             difference = difference[:, -1:]
-        e = np.abs(difference) if error == "mae" else np.square(difference)
+        e = (np.abs if error == "mae" else np.square)(difference, out=difference)
         by_feature: F32 = e.mean(axis=(0, 1))
         if patches == "mean":
             value = float(by_feature.mean(dtype=np.float64))

@@ -177,7 +177,7 @@ class FeatureSet:
         return self.standardise(self.raw(x))
 
     def patches(self, v: F32) -> F32:
-        """(n, F) standardised vectors -> (n_patches, width, F).
+        """(n, F) standardised vectors -> (n_patches, width, F), where possible a view that may not be written.
 
         Over frames n is `n_frames`; over windows n is at least `width` and the newest count.
         """
@@ -186,8 +186,9 @@ class FeatureSet:
             return v[np.newaxis, -context.width :]
         if context.width == 1:
             return v[:: context.hop, np.newaxis]
+        # Overlapping patches of C-ordered vectors are one stretch of memory each: no copy, whatever the overlap.
         view = np.lib.stride_tricks.sliding_window_view(v, context.width, axis=0)[:: context.hop]
-        return np.ascontiguousarray(np.swapaxes(view, -1, -2))
+        return np.swapaxes(view, -1, -2)
 
 
 def standardisation(v: F64 | F32, floor: float = 1e-6) -> tuple[tuple[float, ...], tuple[float, ...]]:
