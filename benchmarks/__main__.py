@@ -7,14 +7,6 @@ The last line of stdout is one JSON object; the table goes to stderr. Exit code 
 
 from __future__ import annotations
 
-import os
-
-# One thread for everybody, before numpy is imported; TensorFlow as it comes, so that the rival is not slowed.
-for _pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ[_pool] = "1"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import argparse
 import sys
 import tempfile
@@ -22,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _data, bench_agent, bench_features, bench_windows
+from benchmarks import _data, _one_thread, bench_agent, bench_features, bench_windows
 from benchmarks._timing import core_ghz, on_core
 from benchmarks.bounds import BENCH
 
 NAME = "bench"
+assert _one_thread.SET  # in force before numpy: it reads its environment once
 
 
 def missed(rows: Sequence[dict[str, Any]], agent: dict[str, float], ghz: float | None) -> list[str]:

@@ -151,7 +151,7 @@ def rss_mib(folder: Path, bundles: Mapping[str, Path]) -> tuple[float, float]:
 
 def figures(folder: Path, bundles: Mapping[str, Path]) -> dict[str, float]:
     """{rss_mib, rss_peak_mib, start_s} of an agent in the environment of deploy/edge-agent.service."""
-    assert os.environ.get("OMP_NUM_THREADS") == "1"  # the unit's, set by __main__
+    assert os.environ.get("OMP_NUM_THREADS") == "1"  # the unit's, set by _one_thread
     started = start_s(folder, bundles)
     rss, peak = rss_mib(folder, bundles)
     return {"rss_mib": round(rss, 1), "rss_peak_mib": round(peak, 1), "start_s": round(started, 2)}

@@ -6,8 +6,8 @@ x ─► pre-emphasis ─► Hann frames ─► |FFT|^2 ─► mel filters ─�
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft
 
+from edge_agent.features import _fft
 from edge_agent.features._bank import Bank
 from edge_agent.features._checks import choice, flag, integer, number
 from edge_agent.features._rows import Rows, frames, hann, sample_count
@@ -189,7 +189,7 @@ class LogMel(Rows):
             windowed = cut[block] * self._window
             if self._energy:
                 out[block, -1] = np.einsum("tn,tn->t", windowed, windowed)
-            np.abs(fft.rfft(windowed, overwrite_x=True), out=spectrum[block])
+            np.abs(_fft.rfft(windowed), out=spectrum[block])
         if self._power:
             spectrum *= spectrum
         out[:, :n_mels] = self._bank(spectrum)

@@ -1,0 +1,39 @@
+"""The two transforms of the features: those of scipy.fft, however they were loaded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import fft
+
+from edge_agent.features import _fft
+
+
+@pytest.mark.parametrize("shape", [(8192,), (63, 256), (3, 300), (2, 2, 17), (1,)])
+def test_transforms_equal_scipys(shape: tuple[int, ...]) -> None:
+    """rfft and the unscaled inverse give scipy.fft's numbers bit for bit, for any leading axes and length."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    spectrum = _fft.rfft(x)
+    assert spectrum.dtype == np.complex64
+    assert np.array_equal(spectrum, fft.rfft(x))
+    assert np.array_equal(_fft.ifft(spectrum.copy()), fft.ifft(spectrum, norm="forward"))
+
+
+def test_rows_of_a_view_are_transformed_as_they_lie() -> None:
+    """Overlapping frames, which are a strided view, give the same as their copy."""
+    frames = np.lib.stride_tricks.sliding_window_view(np.arange(100, dtype=np.float32), 16)[::4]
+    assert np.array_equal(_fft.rfft(frames), fft.rfft(frames.copy()))
+
+
+def test_another_scipy_falls_back_to_its_public_functions() -> None:
+    """A module with a changed signature or other numbers is refused; the public way gives the same numbers."""
+    assert not _fft._understood(SimpleNamespace())
+    assert not _fft._understood(SimpleNamespace(r2c=lambda x: x, c2c=lambda x: x))
+    doubled = SimpleNamespace(r2c=lambda x, *_: 2 * fft.rfft(x), c2c=lambda x, *_: fft.ifft(x, norm="forward"))
+    assert not _fft._understood(doubled)
+    public = _fft._Public()
+    assert _fft._understood(public)
+    x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    assert np.array_equal(public.r2c(x, (-1,), True, 0, None, 1), _fft.rfft(x))
