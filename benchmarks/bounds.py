@@ -14,3 +14,6 @@ BENCH = {
     "rss_mib": 80.0,
     "start_s": 1.5,
 }
+
+#: Weak supervision: mean AUC of stage 2 less that of the control must exceed this, on every set.
+SOUND = {"gain": 0.0}

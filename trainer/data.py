@@ -195,9 +195,16 @@ def surrogate(of: Table, rng: np.random.Generator) -> F32:
 
 
 def subset(of: Table, clips: Sequence[int]) -> Table:
-    """The table of these recordings only, for cross-validation."""
-    keep = np.flatnonzero(np.isin(of.recording, clips))
-    return replace(of, vectors=of.vectors[keep], start=of.start[keep], recording=of.recording[keep])
+    """The table of these recordings only, in their order, numbered anew: for cross-validation."""
+    chosen = np.unique(np.asarray(clips, np.int64))
+    keep = np.flatnonzero(np.isin(of.recording, chosen))
+    return replace(
+        of,
+        vectors=of.vectors[keep],
+        start=of.start[keep],
+        recording=np.searchsorted(chosen, of.recording[keep]),
+        clips=tuple(of.clips[i] for i in chosen),
+    )
 
 
 def _spec(recipe: Recipe, recording: Recording) -> FeatureSpec:

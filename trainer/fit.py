@@ -7,7 +7,7 @@ on the small networks of this project `Model.fit` spends five times longer betwe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 #: name -> one value per epoch
 History = dict[str, list[float]]
 
+#: TensorFlow's threads, where OMP_NUM_THREADS does not say how many.
 _THREADS = 2
 #: Held-out patches from which on the limit of the second stage rests on them.
 _HELD_ENOUGH = 10
@@ -42,8 +43,9 @@ def tensorflow() -> Any:
     if not _prepared:
         _prepared = True
         try:
-            tf.config.threading.set_intra_op_parallelism_threads(_THREADS)
-            tf.config.threading.set_inter_op_parallelism_threads(_THREADS)
+            threads = int(os.environ.get("OMP_NUM_THREADS", "") or _THREADS)
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
             tf.config.experimental.enable_op_determinism()
         except RuntimeError:
             # A program that has used TensorFlow already keeps its own threads; results stay right.
@@ -59,6 +61,7 @@ def train(
     anomalies: F32,
     clip_of: Any,
     progress: Progress | None,
+    start: Sequence[F32] | None = None,
 ) -> tuple[Any, History, dict[str, float]]:
     """Train the recipe's network.
 
@@ -66,6 +69,7 @@ def train(
     validation : the same, held out for early stopping; may be empty
     anomalies  : (k, width, F) patches of labelled faulty recordings, for the second stage of weak_ae
     clip_of    : (m,) window each patch belongs to
+    start      : weights to go on from, of the same network; random ones where not given
     Returns the model, the losses by epoch, and figures for the card.
     """
     tf = tensorflow()
@@ -75,6 +79,8 @@ def train(
     keras.utils.set_random_seed(how.seed)
     n_classes = int(np.max(y)) + 1 if len(y) else 1
     model = architectures.build(recipe.model, (x.shape[1], x.shape[2]), n_classes, recipe.network)
+    if start is not None:
+        model.set_weights(start)
     shape = (-1, *model.input_shape[1:])
     flat, held = x.reshape(shape), validation[0].reshape(shape)
     rng = np.random.default_rng([how.seed, 3])

@@ -1,0 +1,386 @@
+"""`make sound`: what five labelled faults are worth, and whether a machine can be told by its sound.
+
+    1  weak supervision   clips ─► 5 × 5 folds ─► stage 1 ─┬─► itself
+                                                           ├─► stage 2 with 5 labelled anomalies (S4)
+                                                           └─► control: as many epochs more of stage 1
+    2  machine ids        MobileNetV2 over four simulated fans and MIMII fan id_00: log-odds of the own id (S0)
+
+Every score is that of the int8 TFLite file. "Mean spectrum + k-NN", which needs no training, stands beside
+both: the distance of a clip's mean log-mel spectrum to the nearest healthy one. Simulated clips are drawn
+anew at every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from benchmarks import _data
+from benchmarks._report import write_section
+from benchmarks.bounds import SOUND
+from edge_agent import bundle as bundles
+from edge_agent import scoring, simulate
+from edge_agent.features import FeatureSet, standardisation
+from edge_agent.inference import TFLiteModel
+from edge_agent.recordings import Recording
+from edge_agent.signals import F32, F64, Chunk
+from trainer import data, export, fit, recipe, run
+from trainer.data import Clip, Table
+from trainer.evaluate import auc, pauc, score_table
+from trainer.recipe import Recipe, Source
+
+NAME = "sound"
+WEAK, IDS = "sound-weak-ae", "sound-mobilenet-v2"
+FAN = "mimii_id_00"
+REPETITIONS, FOLDS, LABELLED = 5, 5, 5
+#: The simulated set of experiment 1: as loud a factory as MIMII's 0 dB, faults of any kind and of this severity.
+CLIPS, SNR_DB, SEVERITY = 30, 0.0, (0.5, 1.0)
+ARMS = ("stage 1", "control", "stage 2", "k-NN")
+PROCESSES = 2
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# --------------------------------------------------------------------------- experiment 1: few labels
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Clip numbers: healthy ones to train on, labelled faulty ones for stage 2, and those judged."""
+
+    train: tuple[int, ...]
+    labelled: tuple[int, ...]
+    test: tuple[int, ...]
+    seed: int
+
+
+def folds(healthy: Sequence[int], faulty: Sequence[int], repetition: int) -> list[Fold]:
+    """One repetition: every healthy clip is judged once; the labelled anomalies are drawn once and never judged."""
+    rng = np.random.default_rng([repetition, 0x50])
+    order = [int(i) for i in rng.permutation(healthy)]
+    drawn = [int(i) for i in rng.permutation(faulty)]
+    labelled, judged = drawn[:LABELLED], drawn[LABELLED:]
+    return [
+        Fold(
+            train=tuple(i for i in order if i not in order[k::FOLDS]),
+            labelled=tuple(labelled),
+            test=(*order[k::FOLDS], *judged),
+            seed=repetition * FOLDS + k,
+        )
+        for k in range(FOLDS)
+    ]
+
+
+def run_fold(table: Table, how: Recipe, fold: Fold) -> dict[str, tuple[float, float]]:
+    """(AUC, pAUC) of every arm on the clips of one fold.
+
+    Stage 1 is trained once; stage 2 and control both go on from its weights, for as many epochs. A share of the
+    training clips is held out to set the hinge's limit, the same for all arms.
+    """
+    how = replace(how, train=replace(how.train, seed=fold.seed, patience=0))
+    n_held = round(how.train.validation * len(fold.train))
+    own, held_out = fold.train[n_held:], fold.train[:n_held]
+    offset, scale = standardisation(table.vectors[list(fold.train)])
+    spec = replace(table.spec, context=how.context, offset=offset, scale=scale)
+    features = FeatureSet(spec)
+    dense = FeatureSet(replace(spec, context=replace(how.context, hop=how.context.hop // how.train.overlap)))
+    vectors = features.standardise(table.vectors)
+    x, held, bad = (
+        np.concatenate([cut.patches(vectors[i]) for i in clips])
+        for cut, clips in ((dense, own), (features, held_out), (dense, fold.labelled))
+    )
+    shape = x.shape[1:]
+    nobody, clip_of = np.zeros(len(x), np.int32), np.arange(len(x)) // dense.n_patches
+    beside = (held, np.zeros(len(held), np.int32))
+
+    def train(epochs: int, stage2: int, start: list[F32] | None) -> Any:
+        one = replace(how, train=replace(how.train, epochs=epochs, stage2=stage2))
+        return fit.train(one, x, nobody, beside, bad, clip_of, None, start)[0]
+
+    first = train(how.train.epochs, 0, None).get_weights()
+    networks = {
+        "stage 1": first,
+        "control": train(how.train.stage2, 0, first).get_weights(),
+        "stage 2": train(0, how.train.stage2, first).get_weights(),
+    }
+    anomalous = np.array([not table.clips[i].healthy for i in fold.test])
+    rule = scoring.build(how.score)
+    spread = np.linspace(0, len(x) - 1, min(run.REPRESENTATIVE, len(x))).astype(int)
+    result = {}
+    for arm, weights in networks.items():
+        flat = export.tflite(how.model, (shape[0], shape[1]), 1, how.network, weights, "int8", x[spread])
+        model = TFLiteModel(flat, features.n_patches, shape)
+        patches = [features.patches(vectors[i]) for i in fold.test]
+        scores = np.array([rule(p, model(p)).value for p in patches])
+        result[arm] = (auc(scores, anomalous), pauc(scores, anomalous))
+    distances = nearest(vectors, fold.train, fold.test)
+    result["k-NN"] = (auc(distances, anomalous), pauc(distances, anomalous))
+    return result
+
+
+def nearest(vectors: F32, train: Sequence[int], test: Sequence[int]) -> F64:
+    """Euclidean distance of each test clip's mean spectrum to the nearest training clip's (k = 1).
+
+    vectors : (n, n_frames, F) standardised log-mel values of one window a clip
+    """
+    mean = vectors.mean(1, dtype=np.float64)
+    difference = mean[list(test)][:, np.newaxis] - mean[list(train)][np.newaxis]
+    return np.asarray(np.linalg.norm(difference, axis=-1).min(1), np.float64)
+
+
+_shared: dict[str, tuple[Table, Recipe]] = {}
+
+
+def _begin(tables: dict[str, tuple[Table, Recipe]]) -> None:
+    _shared.update(tables)
+
+
+def _task(task: tuple[str, Fold]) -> tuple[str, dict[str, tuple[float, float]]]:
+    name, fold = task
+    return name, run_fold(*_shared[name], fold)
+
+
+def cross_validate(
+    tables: dict[str, tuple[Table, Recipe]], repetitions: int
+) -> dict[str, list[dict[str, tuple[float, float]]]]:
+    """Every fold of every set, several processes at once."""
+    tasks = []
+    for name, (table, _) in tables.items():
+        healthy = [i for i, c in enumerate(table.clips) if c.healthy]
+        faulty = [i for i, c in enumerate(table.clips) if not c.healthy]
+        tasks += [(name, fold) for r in range(repetitions) for fold in folds(healthy, faulty, r)]
+    results: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in tables}
+    # Spawned, not forked: TensorFlow does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, context, initializer=_begin, initargs=(tables,)) as pool:
+        for done, (name, result) in enumerate(pool.map(_task, tasks), 1):
+            results[name].append(result)
+            row = "  ".join(f"{arm} {result[arm][0]:.3f}" for arm in ARMS)
+            say(f"fold {done:2} of {len(tasks)}  {name:9}  AUC  {row}")
+    return results
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval (Student's t).
+
+    Folds share clips, so their results are not independent and the true interval is wider: it says how far the
+    folds scatter, and is not a test. One value has no interval: 0.
+    """
+    v = np.asarray(list(values), np.float64)
+    if len(v) < 2:
+        return float(v.mean()), 0.0
+    return float(v.mean()), float(student.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)))
+
+
+def summary(results: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
+    """Mean and interval of every arm, and of the paired difference stage 2 − control."""
+    figures: dict[str, Any] = {"folds": len(results)}
+    for i, measure in enumerate(("auc", "pauc")):
+        rows = {arm: [r[arm][i] for r in results] for arm in ARMS}
+        rows["gain"] = [r["stage 2"][i] - r["control"][i] for r in results]
+        figures[measure] = {arm: tuple(round(x, 4) for x in interval(v)) for arm, v in rows.items()}
+    figures["better_folds"] = sum(r["stage 2"][0] > r["control"][0] for r in results)
+    return figures
+
+
+def fan_table(how: Recipe, folder: Path) -> Table:
+    """MIMII fan id_00, healthy and faulty clips."""
+    return data.table(replace(how, data=(Source(folder, 16000.0, machine=FAN),)))
+
+
+def simulated_table(how: Recipe, seed: int) -> Table:
+    """Clips of one simulated fan: `seed` draws the fan and every fault's kind and severity."""
+    rng = np.random.default_rng([seed, 0x51])
+    number = int(rng.integers(100, 10**6))
+
+    def clips() -> Iterator[tuple[Recording, Clip]]:
+        for k in range(2 * CLIPS):
+            bad = k >= CLIPS
+            fault = str(rng.choice(simulate.FAN_FAULTS)) if bad else None
+            severity = float(rng.uniform(*SEVERITY))
+            x = simulate.sound(number, fault=fault, severity=severity, snr_db=SNR_DB, seed=(seed, k))
+            chunk = Chunk(x[np.newaxis], fs_hz=16000.0)
+            label, name = ("anomaly" if bad else "normal"), f"simulated_{k:03d}"
+            recording = Recording(name, Path(name), 16000.0, label, lambda chunk=chunk: iter((chunk,)))
+            yield recording, Clip(name, label, "simulated")
+
+    return data.table(how, clips())
+
+
+# ---------------------------------------------------------------------------- experiment 2: machine ids
+
+
+def machine_ids(how: Recipe, folder: Path, seed: int, repetitions: int) -> list[dict[str, Any]]:
+    """AUC of every machine on clips that were not trained on, for each repetition (another split, another seed).
+
+    The bundle is the one that `fit` writes: half of every machine's healthy clips train, the others set the
+    limit and are judged here together with its faulty clips; the AUC does not depend on the limit.
+    """
+    sources = tuple(
+        replace(source, path=folder)
+        if source.path is not None
+        else replace(source, seed=seed, anomalies=source.clips)
+        for source in how.data
+    )
+    how = replace(how, data=sources)
+    table = data.table(how)
+    rows = []
+    for repetition in range(repetitions):
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="sound-") as text:
+            out = Path(text) / "bundle"
+            made = run.run(data.with_seed(how, repetition), out, table=table)
+            row = _by_machine(made, out, table)
+        cells = "  ".join(f"{m} {r['auc']:.3f} (k-NN {r['knn_auc']:.3f})" for m, r in row["machines"].items())
+        say(
+            f"ids {repetition}: {cells}  told apart {row['accuracy']:.3f}  ({time.monotonic() - began:.0f} s)"
+        )
+        rows.append(row)
+    return rows
+
+
+def _by_machine(made: run.FitResult, out: Path, table: Table) -> dict[str, Any]:
+    trained = set(np.unique(table.recording[made.parts.train]).tolist())
+    machines: dict[str, dict[str, float]] = {}
+    right = total = 0
+    for name in made.manifest.classes:
+        clips = [i for i, c in enumerate(table.clips) if c.machine == name]
+        judged = [i for i in clips if i not in trained]
+        anomalous = np.array([not table.clips[i].healthy for i in judged])
+        own = data.subset(table, judged)
+        scores = np.stack(
+            [score_table(bundles.load(out, other, golden=False), own) for other in made.manifest.classes]
+        )
+        mine = scores[made.manifest.classes.index(name)]
+        # The lowest log-odds is the likeliest machine.
+        healthy = scores[:, ~anomalous]
+        right += int((healthy.argmin(0) == made.manifest.classes.index(name)).sum())
+        total += healthy.shape[1]
+        vectors = made.bundle.judge.features.standardise(table.vectors)
+        distances = nearest(vectors, [i for i in clips if i in trained], judged)
+        machines[name] = {
+            "auc": auc(mine, anomalous),
+            "pauc": pauc(mine, anomalous),
+            "knn_auc": auc(distances, anomalous),
+            "knn_pauc": pauc(distances, anomalous),
+        }
+    return {
+        "machines": machines,
+        "accuracy": right / total,
+        "quantization": made.manifest.quantization.type,
+    }
+
+
+def ids_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the repetitions, for each machine and over them."""
+    names = list(rows[0]["machines"])
+    machines = {
+        name: {
+            key: round(float(np.mean([r["machines"][name][key] for r in rows])), 4)
+            for key in ("auc", "pauc", "knn_auc", "knn_pauc")
+        }
+        for name in names
+    }
+    mean = {key: round(float(np.mean([m[key] for m in machines.values()])), 4) for key in machines[names[0]]}
+    return {
+        "machines": machines,
+        "mean": mean,
+        "accuracy": round(float(np.mean([r["accuracy"] for r in rows])), 4),
+        "repetitions": len(rows),
+        "quantization": sorted({r["quantization"] for r in rows}),
+    }
+
+
+# --------------------------------------------------------------------------------------------- report
+
+
+def judge(weak: Mapping[str, Any]) -> bool:
+    """The bounds of benchmarks/bounds.py: the second stage beats the control on the mean of every set."""
+    return all(s["auc"]["gain"][0] > SOUND["gain"] for s in weak.values())
+
+
+def markdown(weak: Mapping[str, Any], ids: Mapping[str, Any], how: Recipe, seed: int) -> str:
+    """The section of docs/results.md."""
+
+    def cell(figures: tuple[float, float], sign: str = "") -> str:
+        return f"{figures[0]:{sign}.3f} ± {figures[1]:.3f}"
+
+    t = how.train
+    lines = [
+        f"**Few labels.** {LABELLED} labelled anomalies, {REPETITIONS} × {FOLDS} folds over the clips; every "
+        f"healthy clip is judged once a repetition, {round(t.validation * 100)} % of the training clips are held "
+        f"out to set the hinge's limit. Stage 1: {t.epochs} epochs; stage 2 and control both go on from it for "
+        f"{t.stage2} epochs. int8, AUC and pAUC (p = 0.1), mean ± 95 % interval over the folds (folds share "
+        "clips: the interval shows scatter, it is no test).",
+        "",
+        "| set | arm | AUC | pAUC |",
+        "|---|---|---|---|",
+    ]
+    for name, s in weak.items():
+        lines += [f"| {name} | {arm} | {cell(s['auc'][arm])} | {cell(s['pauc'][arm])} |" for arm in ARMS]
+        gain = f"stage 2 − control, better in {s['better_folds']} of {s['folds']} folds"
+        lines.append(f"| {name} | {gain} | {cell(s['auc']['gain'], '+')} | {cell(s['pauc']['gain'], '+')} |")
+    lines += [
+        "",
+        f"The simulated set: {CLIPS} + {CLIPS} clips of a fan drawn by seed {seed}, factory at {SNR_DB:g} dB, any "
+        f"kind of fault, severity {SEVERITY[0]:g} to {SEVERITY[1]:g}.",
+        "",
+        f"**Machine ids.** MobileNetV2 over four simulated fans and MIMII fan id_00, {', '.join(ids['quantization'])}, "
+        f"mean of {ids['repetitions']} trainings with another split each; a held-out healthy clip is taken for "
+        f"the right machine in {ids['accuracy']:.1%} of cases.",
+        "",
+        "| machine | MobileNetV2 AUC | pAUC | mean spectrum + k-NN AUC | pAUC |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {m['auc']:.3f} | {m['pauc']:.3f} | {m['knn_auc']:.3f} | {m['knn_pauc']:.3f} |"
+        for name, m in [*ids["machines"].items(), ("mean", ids["mean"])]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line; the exit code of a verifying target."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sound", description=__doc__.split("\n")[0])
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of the five folds")
+    parser.add_argument("--trainings", type=int, default=3, help="of the machine-id model")
+    parser.add_argument("--seed", type=int, help="of the simulated clips; drawn where not given")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
+    args = parser.parse_args()
+    # Two processes share the cores; TensorFlow and numpy must not take both in each.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder = _data.data_dir() / "sound" / "fan"
+    if not folder.is_dir():
+        return _data.skip(NAME, f"{folder} is not there; it holds MIMII fan id_00 as normal/ and anomaly/ WAV files")
+    began = time.monotonic()
+    seed = secrets.randbelow(10**6) if args.seed is None else args.seed
+    how = recipe.load(recipe.RECIPES / f"{WEAK}.yaml")
+    say(f"seed of the simulated clips: {seed}")
+    tables = {"fan id_00": (fan_table(how, folder), how), "simulated": (simulated_table(how, seed), how)}
+    weak = {name: summary(r) for name, r in cross_validate(tables, args.repetitions).items()}
+    ids = ids_summary(machine_ids(recipe.load(recipe.RECIPES / f"{IDS}.yaml"), folder, seed, args.trainings))
+    table = markdown(weak, ids, how, seed)
+    say(f"\n{table}\n\n{time.monotonic() - began:.0f} s")
+    if args.write:
+        write_section(NAME, table)
+    return _data.finish(NAME, judge(weak), seed=seed, weak=weak, ids=ids)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
