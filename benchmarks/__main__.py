@@ -15,31 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _data, _one_thread, bench_agent, bench_features, bench_windows
+from benchmarks._judge import missed
 from benchmarks._timing import core_ghz, on_core
 from benchmarks.bounds import BENCH
 
 NAME = "bench"
 assert _one_thread.SET  # in force before numpy: it reads its environment once
-
-
-def missed(rows: Sequence[dict[str, Any]], agent: dict[str, float], ghz: float | None) -> list[str]:
-    """Every bound that the figures miss, in words; the bounds stand in `bounds.BENCH`.
-
-    A time counts as it would be on a core of BENCH["core_ghz"]. A rival row marked as informative is held to
-    agreement only.
-    """
-    found = []
-    for row in rows:
-        bound = BENCH[row["kind"]]
-        at = on_core(row["ms"], ghz, BENCH["core_ghz"])
-        if at > bound["ms"]:
-            found.append(f"{row['work']}: {at:.3f} ms at {BENCH['core_ghz']} GHz, at most {bound['ms']}")
-        if row["judged"] and row["ratio"] < bound["ratio"]:
-            found.append(f"{row['work']}: {row['ratio']} times, at least {bound['ratio']}; rival {row['rival']}")
-        if row["agree"] > BENCH["agree"]:
-            found.append(f"{row['work']}: scores differ by {row['agree']}, at most {BENCH['agree']}; {row['rival']}")
-    found += [f"{key} is {agent[key]}, at most {BENCH[key]}" for key in ("rss_mib", "start_s") if agent[key] > BENCH[key]]
-    return found
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
