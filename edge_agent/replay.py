@@ -5,8 +5,9 @@
                                    └────── at most so many unscored ◄── score topic ──┘
 
 The agent drops the oldest messages when they come faster than it scores, so `replay` at full speed
-watches the sensor's `score` topic and keeps only a bounded number of messages unscored. Where no scores
-come it goes on at the speed of the recording.
+watches the sensor's `score` topic and keeps only a bounded number of messages unscored. It waits for an
+agent that is just starting. Where none is online nobody can lose anything: it sends as fast as the broker
+takes it. Where one is online but does not score it goes on at the speed of the recording, pauses cut short.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from edge_agent.transport import MqttTransport, Token, tool
 MAX_IN_FLIGHT = 16
 #: A message this size travels best; larger ones cost more than in proportion.
 MESSAGE_BYTES = 1 << 16
-#: Without a score for this long nobody scores.
-PATIENCE_S = 5.0
+#: How long an agent may take to come online, and then from one score to the next.
+ONLINE_S, PATIENCE_S = 10.0, 15.0
+#: Between snapshots, real time is cut to this.
+PAUSE_S = 1.0
 #: Recordings without times are laid this far apart, so that no window crosses from one to the next.
 APART_S = 10.0
 #: Bytes that one sample takes in a message, at most.
@@ -64,7 +67,8 @@ def replay(
     numbers run on, with a jump between recordings so that no window crosses them, and begin with the
     clock, so that the same recording can be replayed again.
 
-    Returns sensor, recordings, messages, samples, signal_s, seconds, paced ("scores", "clock" or "speed").
+    Returns sensor, recordings, messages, samples, signal_s, seconds, paced ("scores", "speed", "clock" or
+    "broker": see above).
     """
     sensor = config.sensors[sensor_id]
     sender = _Sender(config, sensor, speed, progress)
@@ -86,7 +90,8 @@ class _Sender:
     ) -> None:
         self._sensor, self._speed, self._progress = sensor, speed, progress
         base = config.mqtt.base
-        self._score_topic = f"{base}/s/{sensor.id}/score"
+        self._score_topic, self._status_topic = f"{base}/s/{sensor.id}/score", f"{base}/status"
+        self._online = False
         self._changed = threading.Condition()
         self._unacknowledged: set[Token] = set()
         self._early: set[Token] = set()
@@ -96,7 +101,8 @@ class _Sender:
         self._transport: MqttTransport = tool(
             config.mqtt,
             "replay",
-            self._on_score,
+            self._on_message,
+            old=True,
             on_acknowledged=self._on_acknowledged,
             on_disconnected=self._on_disconnected,
         )
@@ -112,9 +118,16 @@ class _Sender:
         self.recordings = self.messages = self.samples = 0
 
     def open(self) -> None:
-        self._transport.subscribe([self._score_topic])
+        self._transport.subscribe([self._score_topic, self._status_topic])
         self._transport.start()
         self._transport.wait_connected(15.0)
+        if self._paced != "scores":
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._online or self._lost, ONLINE_S)
+        if not self._online:
+            self._paced = "broker"
+            self._say(f"no agent is online ({self._status_topic}): sending as fast as the broker takes it")
 
     def close(self) -> None:
         self._transport.stop()
@@ -138,8 +151,7 @@ class _Sender:
                 self._send_piece(Chunk(piece, t + first / fs_hz, fs_hz, self._seq & 0xFFFFFFFF, self._sensor.id))
                 self._seq += 1
             t += samples.shape[1] / fs_hz
-            if self._progress is not None:
-                self._progress(f"{recording.name}: {self.messages} messages, {self.samples / fs_hz:.0f} s of signal")
+            self._say(f"{recording.name}: {self.messages} messages, {self.samples / fs_hz:.0f} s of signal")
         self._next_t = t + APART_S
 
     def finish(self) -> None:
@@ -182,7 +194,7 @@ class _Sender:
             # Two windows' worth may lie in the agent without having led to a score.
             allowed = min(MAX_MESSAGES - 56, max(32, 2 * math.ceil(self._window_s / duration) + 8))
             self._await_scores(allowed)
-        if self._paced != "scores":
+        if self._paced in ("speed", "clock"):
             self._await_clock(chunk.t)
         self._wait(lambda: len(self._unacknowledged) < MAX_IN_FLIGHT, 30.0, "the broker does not acknowledge")
         token = self._transport.publish(self._sensor.topic, payloads.encode(chunk, self._sensor.layout), qos=1)
@@ -213,16 +225,24 @@ class _Sender:
                     break
         if self._lost:
             raise self._broken()
-        # Nobody scores: from here on as the recording was made.
         self._paced = "clock"
+        self._say(
+            f"no score on {self._score_topic} for {PATIENCE_S:g} s: does the agent drop these messages (see its "
+            "health topic)? Going on in real time\n"
+        )
+
+    def _say(self, text: str) -> None:
         if self._progress is not None:
-            self._progress(f"no scores on {self._score_topic}: is the agent running? Going on in real time\n")
+            self._progress(text)
 
     def _await_clock(self, t: float) -> None:
         now = time.monotonic()
         if self._clock_t is None or t < self._clock_t:
             self._clock_t, self._clock_from = t, now
         wait = self._clock_from + (t - self._clock_t) / (self._speed or 1.0) - now
+        if self._speed is None and wait > PAUSE_S:
+            self._clock_from -= wait - PAUSE_S
+            wait = PAUSE_S
         if wait > 0:
             time.sleep(wait)
 
@@ -254,7 +274,12 @@ class _Sender:
 
     # ---------------------------------------------------------------- paho's thread
 
-    def _on_score(self, _topic: str, payload: bytes, retained: bool) -> None:
+    def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic == self._status_topic:
+            with self._changed:
+                self._online = payload == b"online"
+                self._changed.notify_all()
+            return
         ts = parse_time(msgspec.json.decode(payload)["ts"])
         with self._changed:
             if not retained and self._unscored and ts <= self._unscored[-1] + 0.001:
