@@ -34,7 +34,7 @@ from trainer.splits import Parts
 #: The gates of an int8 model: the residual must span this many steps of the output, and scores keep their order.
 MIN_STEPS, MIN_SPEARMAN, MAX_AUC_LOSS = 2.0, 0.99, 0.01
 #: Patches from which the converter learns the int8 ranges.
-_REPRESENTATIVE = 256
+REPRESENTATIVE = 256
 _GOLDEN_HISTORIES = 8
 
 
@@ -246,7 +246,7 @@ def _export(
 ) -> tuple[bytes, Quantization]:
     """The flatbuffer to ship and its figures: as asked for, or float16 where int8 misses a gate."""
     patches = train.flat()
-    spread = np.linspace(0, len(patches) - 1, min(_REPRESENTATIVE, len(patches))).astype(int)
+    spread = np.linspace(0, len(patches) - 1, min(REPRESENTATIVE, len(patches))).astype(int)
     shape = (patches.shape[1], patches.shape[2])
     weights = model.get_weights()
 
@@ -384,11 +384,16 @@ def _provenance(
     warnings: list[str],
     n: int,
 ) -> dict[str, Any]:
+    recorded, simulated = (
+        ("fs_hz", "channels", "machine"),
+        ("simulate", "seconds", "ids", "clips", "anomalies", "seed"),
+    )
     data = []
     for source in recipe.data:
-        given = {key: value for key, value in asdict(source).items() if key != "path" and value is not None}
         # The name says which data; the path of somebody's workstation would not.
-        data.append(({"path": source.path.name} | given) if source.path is not None else given)
+        told: dict[str, Any] = {} if source.path is None else {"path": source.path.name}
+        wanted = simulated if source.path is None else recorded
+        data.append(told | {k: v for k, v in asdict(source).items() if k in wanted and v is not None})
     packages = (
         ("numpy", "scipy")
         if recipe.model == "indicator"
