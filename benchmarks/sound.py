@@ -90,28 +90,24 @@ def folds(healthy: Sequence[int], faulty: Sequence[int], repetition: int) -> lis
 def run_fold(table: Table, how: Recipe, fold: Fold) -> dict[str, tuple[float, float]]:
     """(AUC, pAUC) of every arm on the clips of one fold.
 
-    Stage 1 is trained once; stage 2 and control both go on from its weights, for as many epochs. A share of the
-    training clips is held out to set the hinge's limit, the same for all arms.
+    Stage 1 is trained once; stage 2 and control both go on from its weights, for as many epochs. Every training
+    clip trains: nothing stops early, and AUC needs no limit to be calibrated.
     """
     how = replace(how, train=replace(how.train, seed=fold.seed, patience=0))
-    n_held = round(how.train.validation * len(fold.train))
-    own, held_out = fold.train[n_held:], fold.train[:n_held]
     offset, scale = standardisation(table.vectors[list(fold.train)])
     spec = replace(table.spec, context=how.context, offset=offset, scale=scale)
     features = FeatureSet(spec)
     dense = FeatureSet(replace(spec, context=replace(how.context, hop=how.context.hop // how.train.overlap)))
     vectors = features.standardise(table.vectors)
-    x, held, bad = (
-        np.concatenate([cut.patches(vectors[i]) for i in clips])
-        for cut, clips in ((dense, own), (features, held_out), (dense, fold.labelled))
+    x, bad = (
+        np.concatenate([dense.patches(vectors[i]) for i in clips]) for clips in (fold.train, fold.labelled)
     )
     shape = x.shape[1:]
-    nobody, clip_of = np.zeros(len(x), np.int32), np.arange(len(x)) // dense.n_patches
-    beside = (held, np.zeros(len(held), np.int32))
+    nobody, nothing = np.zeros(len(x), np.int32), (x[:0], np.zeros(0, np.int32))
 
     def train(epochs: int, stage2: int, start: list[F32] | None) -> Any:
         one = replace(how, train=replace(how.train, epochs=epochs, stage2=stage2))
-        return fit.train(one, x, nobody, beside, bad, clip_of, None, start)[0]
+        return fit.train(one, x, nobody, nothing, bad, None, start)[0]
 
     first = train(how.train.epochs, 0, None).get_weights()
     networks = {
@@ -324,8 +320,7 @@ def markdown(weak: Mapping[str, Any], ids: Mapping[str, Any], how: Recipe, seed:
     t = how.train
     lines = [
         f"**Few labels.** {LABELLED} labelled anomalies, {REPETITIONS} × {FOLDS} folds over the clips; every "
-        f"healthy clip is judged once a repetition, {round(t.validation * 100)} % of the training clips are held "
-        f"out to set the hinge's limit. Stage 1: {t.epochs} epochs; stage 2 and control both go on from it for "
+        f"healthy clip is judged once a repetition, all others train. Stage 1: {t.epochs} epochs; stage 2 and control both go on from it for "
         f"{t.stage2} epochs. int8, AUC and pAUC (p = 0.1), mean ± 95 % interval over the folds (folds share "
         "clips: the interval shows scatter, it is no test).",
         "",

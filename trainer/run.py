@@ -58,10 +58,9 @@ class FitResult:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Model inputs of some windows: patches (s, n_patches, width, F), the newest window of each, its class."""
+    """Model inputs of some windows: patches (s, n_patches, width, F), and the class of each."""
 
     patches: F32
-    window: Any
     group: Any
 
     def flat(self) -> F32:
@@ -113,7 +112,7 @@ def run(
         bad = _inputs(dense, vectors, table, parts.anomalies, ())
         keras_model, history, figures = fit.train(
             recipe, train.flat(), train.each(train.group), (held.flat(), held.each(held.group)),
-            bad.flat(), train.each(train.window), progress,
+            bad.flat(), progress,
         )  # fmt: skip
         flatbuffer, quantization = _export(
             recipe, keras_model, rule, train, calibrate, len(classes), progress
@@ -212,7 +211,7 @@ def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes
         newest = part
     number = {name: i for i, name in enumerate(classes)}
     group = np.array([number.get(c.machine or "", 0) for c in table.of(newest)], np.int16)
-    return _Inputs(patches, newest, group)
+    return _Inputs(patches, group)
 
 
 def _threshold(
