@@ -20,23 +20,29 @@ DEFAULT_RATE = 1e-3
 
 
 def assemble(config: Config) -> dict[str, Pipeline]:
-    """A pipeline for every sensor, in the order of the file.
+    """A pipeline for every sensor, in the order of the file; one ConfigError with the problems of all."""
+    pipelines, problems = usable(config)
+    if problems:
+        raise ConfigError(str(config.path), [p for found in problems.values() for p in found])
+    return pipelines
+
+
+def usable(config: Config) -> tuple[dict[str, Pipeline], dict[str, list[Problem]]]:
+    """Pipelines of the sensors whose bundle can be used, and what is wrong with the others.
 
     A bundle is loaded once however many sensors use it (once per machine where it knows machines
-    apart): its model serves one thread. Raises one ConfigError with the problems of all sensors.
+    apart): its model serves one thread.
     """
     cache: dict[tuple[Path, str | None], Bundle | BundleError] = {}
     pipelines: dict[str, Pipeline] = {}
-    problems: list[Problem] = []
+    problems: dict[str, list[Problem]] = {}
     for sensor in config.sensors.values():
         built = _pipeline(config, sensor, cache)
         if isinstance(built, Pipeline):
             pipelines[sensor.id] = built
         else:
-            problems += built
-    if problems:
-        raise ConfigError(str(config.path), problems)
-    return pipelines
+            problems[sensor.id] = built
+    return pipelines, problems
 
 
 def check(path: Path) -> tuple[Problem, ...]:

@@ -14,13 +14,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edge_agent import __version__, host, pipeline
-from edge_agent.assemble import assemble
+from edge_agent.assemble import assemble, usable
 from edge_agent.config import Config, load
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
 from edge_agent.inbox import Inbox
@@ -54,6 +55,9 @@ class Daemon:
         monotonic: Callable[[], float] = time.monotonic,
         reloader: Callable[[], tuple[Config, dict[str, Pipeline]]] | None = None,
     ) -> None:
+        """Sensors of `config` without a pipeline are not run: their status is `fault` until a reload mends it."""
+        self._refused = tuple(name for name in config.sensors if name not in pipelines)
+        config = replace(config, sensors={name: config.sensors[name] for name in pipelines})
         self.config, self._pipelines = config, pipelines
         self._clock, self._monotonic, self._reloader = clock, monotonic, reloader
         self._base = config.mqtt.base
@@ -126,7 +130,9 @@ class Daemon:
         if self._reload:
             self._reload_now()
         if not self.worker.alive() or not self._keeper.alive():
-            log.critical("a thread of the agent has ended; stopping with an error so that it is started again")
+            log.critical(
+                "a thread of the agent has ended; stopping with an error so that it is started again"
+            )
             return False
         now = self._monotonic()
         if self._health_due or now - self._reported >= self.config.health_every_s:
@@ -179,6 +185,8 @@ class Daemon:
 
     def _on_connected(self) -> None:
         self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
+        for name in self._refused:
+            self._transport.publish(f"{self._base}/s/{name}/status", b"fault", qos=1, retain=True)
         self._keeper.connected()
         self.inbox.call(self.worker.republish)
         self._health_due = True
@@ -199,12 +207,14 @@ class Daemon:
         else:
             old = self.config
             fixed = (old.agent_id, old.mqtt, old.database) == (config.agent_id, config.mqtt, config.database)
-            self.config, self._pipelines = config, pipelines
+            self.config, self._pipelines, self._refused = config, pipelines, ()
             new_routes = _routes(config)
             # Both old and new sensors are known while the worker changes over.
             self.inbox.watch([*old.sensors, *config.sensors])
             said: list[str] = []
-            done = self.inbox.call(lambda: said.append(self.worker.replace_sensors(config.sensors, pipelines)))
+            done = self.inbox.call(
+                lambda: said.append(self.worker.replace_sensors(config.sensors, pipelines))
+            )
             deadline = time.monotonic() + DRAIN_S
             while done and not said and self.worker.alive() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -236,10 +246,13 @@ class Daemon:
             if stats.outbox_oldest_t is None
             else round(max(0.0, t - stats.outbox_oldest_t), 1),
             # Seconds of signal scored per second of work: 10 means a load of 10 %.
-            "real_time_factor": round(work.signal_s / work.busy_s, 2) if work.signal_s and work.busy_s else None,
+            "real_time_factor": round(work.signal_s / work.busy_s, 2)
+            if work.signal_s and work.busy_s
+            else None,
             "load": round(work.busy_s / since_s, 4) if since_s > 0 else None,
             "shed_scores": stats.shed_scores,
             "store_trouble": stats.trouble,
+            "refused_sensors": list(self._refused),
             "clock_synced": host.clock_synced(),
         }
         return msgspec.json.encode(fields)
@@ -326,7 +339,13 @@ def _run(config_path: Path) -> int:
         config = load(config_path)
         return config, assemble(config)
 
-    config, pipelines = read()
+    config = load(config_path)
+    pipelines, problems = usable(config)
+    if not pipelines:
+        raise ConfigError(str(config.path), [p for found in problems.values() for p in found])
+    for name, found in problems.items():
+        for problem in found:
+            log.error("%s is not run, the other sensors are: %s: %s", name, config.path, problem)
     daemon = Daemon(config, pipelines, reloader=read)
     daemon.start()
     host.notify("READY=1")
