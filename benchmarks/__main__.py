@@ -35,7 +35,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12, help="rounds a row, of which the quietest counts (12)")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of ten calls each (12)")
     parser.add_argument("--features", action="store_true", help="the single features too; they are not judged")
     args = parser.parse_args()
 

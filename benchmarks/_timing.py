@@ -1,9 +1,8 @@
-"""Timing on a machine that others use too: ours and the rival in turn, and the quietest of many medians."""
+"""Timing on a machine that others use too: ours and the rival in turn, and of each what was not interrupted."""
 
 from __future__ import annotations
 
 import re
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,26 +12,23 @@ from typing import Any
 Timed = tuple[Callable[[], Any], int]
 
 
-def quietest_ms(calls: Sequence[Timed], *, rounds: int = 12, round_s: float = 0.5, at_least: int = 3) -> list[float]:
-    """Milliseconds a piece of work of each call: the smallest of `rounds` medians.
+def quiet_ms(calls: Sequence[Timed], *, rounds: int = 12, repeats: int = 10) -> list[float]:
+    """Milliseconds a piece of work of each call: the fastest of `rounds` times `repeats`.
 
-    In every round each call has its turn for `round_s` / len(calls) seconds and at least `at_least` times, one
-    call after the other, so that a disturbance meets all of them; a median within a round ignores single
-    interruptions, the smallest of the medians ignores rounds in which somebody else had the core.
+    In every round each call has its turn, as often as every other, so that all see the same times of rest.
+    Medians would flatter the shorter call on a busy machine: a piece of 0.3 ms is seldom interrupted, one of
+    30 ms nearly always; and a neighbour on the core's other thread slows either by half for seconds.
     """
     for call, _ in calls:
         call()
-    medians: list[list[float]] = [[] for _ in calls]
+    fastest = [float("inf")] * len(calls)
     for _ in range(rounds):
-        for (call, n), mine in zip(calls, medians, strict=True):
-            times: list[float] = []
-            end = time.perf_counter() + round_s / len(calls)
-            while len(times) < at_least or time.perf_counter() < end:
+        for i, (call, n) in enumerate(calls):
+            for _ in range(repeats):
                 start = time.perf_counter()
                 call()
-                times.append((time.perf_counter() - start) / n)
-            mine.append(statistics.median(times))
-    return [1e3 * min(mine) for mine in medians]
+                fastest[i] = min(fastest[i], (time.perf_counter() - start) / n)
+    return [1e3 * seconds for seconds in fastest]
 
 
 def core_ghz(cpuinfo: str | None = None) -> float | None:

@@ -18,7 +18,7 @@ import librosa
 import numpy as np
 
 from benchmarks._bundles import Made, sound_bundle, vibration_bundle
-from benchmarks._timing import quietest_ms
+from benchmarks._timing import quiet_ms
 from benchmarks.bench_features import (
     SOUND_FS,
     sound,
@@ -182,7 +182,7 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
     """({work, ms, rival, rival_ms, ratio, agree} of every pair, bundle folders by name)."""
     made = {VIBRATION: vibration_bundle(folder), CLIP: sound_bundle(folder)}
     calls = vibration_calls(made[VIBRATION], folder)
-    ms, rows_ms, rival_ms, row_ms = quietest_ms(
+    ms, rows_ms, rival_ms, row_ms = quiet_ms(
         [(calls.ours, 1), (calls.our_rows, _COMMIT), (calls.usual, 1), (calls.usual_row, 1)], rounds=rounds
     )
     work = "window of 8192: 15 statistics, STFT, PSD, envelope, int8 autoencoder"
@@ -200,7 +200,7 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
         _row(VIBRATION, f"{work}; no database", ms, rival, rival_ms, difference, judged=False),
     ]
     ours, rivals = clip_calls(made[CLIP])
-    times = quietest_ms([(ours, 1), *((call, 1) for call in rivals.values())], rounds=rounds, round_s=1.0)
+    times = quiet_ms([(ours, 1), *((call, 1) for call in rivals.values())], rounds=rounds)
     for (quoted, call), rival_ms in zip(rivals.items(), times[1:], strict=True):
         found.append(
             _row(
