@@ -55,7 +55,7 @@ def test_the_interval_is_students() -> None:
 
 
 def test_the_gain_is_paired_and_decides() -> None:
-    """Stage 2 − control is taken fold by fold, and one set without a gain makes the verdict false."""
+    """Stage 2 − control is taken fold by fold, and a judged set without a gain makes the verdict false."""
 
     def fold(stage2: float, control: float) -> dict[str, tuple[float, float]]:
         return dict.fromkeys(sound.ARMS, (0.5, 0.1)) | {"stage 2": (stage2, 0.2), "control": (control, 0.1)}
@@ -64,5 +64,5 @@ def test_the_gain_is_paired_and_decides() -> None:
     worse = sound.summary([fold(0.8, 0.9), fold(0.6, 0.5)])
     assert better["auc"]["gain"] == pytest.approx((0.1, 0.0), abs=1e-4)
     assert better["better_folds"] == 2
-    assert sound.judge({"a": better})
-    assert not sound.judge({"a": better, "b": worse})
+    assert sound.judge({sound.REAL: better, sound.ONE_KIND: better, sound.MIXED: worse})
+    assert not sound.judge({sound.REAL: better, sound.ONE_KIND: worse, sound.MIXED: better})

@@ -20,8 +20,11 @@ def loss(history: Mapping[str, Sequence[float]]) -> bytes:
     figure, axes = _figure("epoch", "loss")
     for name, values in history.items():
         axes.plot(np.arange(1, len(values) + 1), values, label=name.replace("_", " "))
-    if all(v > 0 for values in history.values() for v in values):
+    every = np.concatenate([np.asarray(values, np.float64) for values in history.values()])
+    # Over less than a decade or so a logarithmic axis has no tick that one could read.
+    if every.size and every.min() > 0 and every.max() > 20 * every.min():
         axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return _png(figure)
 
@@ -29,17 +32,20 @@ def loss(history: Mapping[str, Sequence[float]]) -> bytes:
 def distribution(scores: F64, threshold: Threshold, anomalous: F64 | None = None) -> bytes:
     """Histogram of the healthy scores, the fitted density where the method has one, and the limit."""
     figure, axes = _figure("score", "density")
-    top = max(float(scores.max()), threshold.value) * 1.1
-    bins = np.linspace(0.0, top, 60).tolist()
+    low, top = float(scores.min()), max(float(scores.max()), threshold.value)
+    # From zero, unless all scores lie far from it (log-odds): they would be one bar.
+    low = 0.0 if low < 0.5 * top else max(0.0, low - 0.3 * (top - low))
+    top += 0.1 * (top - low)
+    bins = np.linspace(low, top, int(np.clip(3 * np.sqrt(len(scores)), 12, 60))).tolist()
     axes.hist(scores, bins, density=True, alpha=0.6, label=f"healthy, {len(scores)} windows")
     if anomalous is not None and len(anomalous):
-        shown = np.minimum(anomalous, top)
+        shown = np.clip(anomalous, low, top)
         axes.hist(shown, bins, density=True, alpha=0.5, label=f"anomalous, {len(anomalous)} windows")
     if threshold.method == "gamma":
-        x = np.linspace(top / 500, top, 500)
+        x = np.linspace(max(low, top / 500), top, 500)
         density = stats.gamma.pdf(x, threshold.params["shape"], scale=threshold.params["scale"])
         axes.plot(x, density, "k-", linewidth=1, label="gamma fit")
-    axes.axvline(threshold.value, color="tab:red", label=f"limit {threshold.value:.4g}")
+    axes.axvline(threshold.value, color="tab:red", label=f"limit {threshold.value:.5g}")
     axes.legend()
     return _png(figure)
 
@@ -49,12 +55,14 @@ def over_time(ratios: F64, flags: Any = None, title: str = "healthy windows in t
     figure, axes = _figure("window", "score / limit")
     i = np.arange(len(ratios))
     flags = np.zeros(len(ratios), bool) if flags is None else np.asarray(flags, bool)
-    axes.plot(i[~flags], ratios[~flags], ".", markersize=4, label="normal")
+    size = 4 if len(ratios) > 200 else 8
+    axes.plot(i[~flags], ratios[~flags], ".", markersize=size, label="normal")
     if flags.any():
-        axes.plot(i[flags], ratios[flags], ".", markersize=4, color="tab:orange", label="anomalous")
+        axes.plot(i[flags], ratios[flags], ".", markersize=size, color="tab:orange", label="anomalous")
     axes.axhline(1.0, color="tab:red", linewidth=1, label="limit")
     if len(ratios) and ratios.min() > 0 and ratios.max() > 10:
         axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title)
     axes.legend()
     return _png(figure)
