@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_agent.signals import F64
 
-# scipy.special is imported where a limit is fitted: 28 MiB that an agent with its bundles' limits does without.
+# scipy.special is imported where a limit is fitted: 19 MiB that an agent with its bundles' limits does without.
 
 METHODS = ("gamma", "pot", "percentile", "mad")
 
