@@ -19,6 +19,20 @@ from edge_agent.windowing import WindowSpec
 DEFAULT_RATE = 1e-3
 
 
+def load(path: Path) -> Config:
+    """The configuration; where it has mistakes, those of the readable sensors' bundles are told with them."""
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        cache: dict[tuple[Path, str | None], Bundle | BundleError] = {}
+        problems = list(error.problems)
+        for sensor in error.readable:
+            if isinstance(sensor, SensorConfig):
+                built = _pipeline("", sensor, cache)
+                problems += [] if isinstance(built, Pipeline) else built
+        raise ConfigError(error.path, problems) from None
+
+
 def assemble(config: Config) -> dict[str, Pipeline]:
     """A pipeline for every sensor, in the order of the file; one ConfigError with the problems of all."""
     pipelines, problems = usable(config)
@@ -37,7 +51,7 @@ def usable(config: Config) -> tuple[dict[str, Pipeline], dict[str, list[Problem]
     pipelines: dict[str, Pipeline] = {}
     problems: dict[str, list[Problem]] = {}
     for sensor in config.sensors.values():
-        built = _pipeline(config, sensor, cache)
+        built = _pipeline(config.agent_id, sensor, cache)
         if isinstance(built, Pipeline):
             pipelines[sensor.id] = built
         else:
@@ -48,14 +62,14 @@ def usable(config: Config) -> tuple[dict[str, Pipeline], dict[str, list[Problem]
 def check(path: Path) -> tuple[Problem, ...]:
     """Every mistake of a configuration file and of the bundles it names; empty where all is well."""
     try:
-        assemble(load_config(path))
+        assemble(load(path))
     except ConfigError as error:
         return error.problems
     return ()
 
 
 def _pipeline(
-    config: Config, sensor: SensorConfig, cache: dict[tuple[Path, str | None], Bundle | BundleError]
+    agent_id: str, sensor: SensorConfig, cache: dict[tuple[Path, str | None], Bundle | BundleError]
 ) -> Pipeline | list[Problem]:
     where = f"sensors.{sensor.id}"
     try:
@@ -86,7 +100,7 @@ def _pipeline(
         return problems
     return Pipeline(
         identity=Identity(
-            agent=config.agent_id,
+            agent=agent_id,
             sensor=sensor.id,
             machine=sensor.machine,
             bundle=bundle.manifest.name,

@@ -75,8 +75,7 @@ def _run(a: argparse.Namespace) -> int:
 
 
 def _check(a: argparse.Namespace) -> int:
-    from edge_agent.assemble import assemble
-    from edge_agent.config import load
+    from edge_agent.assemble import assemble, load
 
     config = load(a.config)
     pipelines = assemble(config)

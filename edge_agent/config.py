@@ -323,10 +323,11 @@ class _Parser:
     def __init__(self, path: Path, env: Mapping[str, str] | None, read_file: Callable[[Path], str]) -> None:
         self.path, self.env, self.read_file = path, env, read_file
         self.problems: list[Problem] = []
+        self.readable: tuple[SensorConfig, ...] = ()
 
     def stop_if_wrong(self) -> None:
         if self.problems:
-            raise ConfigError(str(self.path), self.problems)
+            raise ConfigError(str(self.path), self.problems, self.readable)
 
     def wrong(self, where: str, value: Any, expected: str) -> None:
         problem = Problem(where, _shown(where, value), expected)
@@ -417,6 +418,7 @@ class _Parser:
         if mqtt.password is not None and mqtt.username is None:
             self.wrong("mqtt.username", None, "a name to go with mqtt.password")
         sensors = self.sensors(tree, base)
+        self.readable = tuple(sensors.values())
         self.overlaps(sensors)
         if self.problems:
             return None

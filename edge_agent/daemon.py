@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from edge_agent import __version__, host, pipeline
-from edge_agent.assemble import assemble, usable
-from edge_agent.config import Config, load
+from edge_agent.assemble import assemble, load, usable
+from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
 from edge_agent.inbox import Inbox
 from edge_agent.keeper import Keeper

@@ -32,11 +32,15 @@ class Problem:
 
 
 class ConfigError(EdgeAgentError):
-    """Every mistake of a configuration or recipe, found in one pass (exit code 78)."""
+    """Every mistake of a configuration or recipe, found in one pass (exit code 78).
 
-    def __init__(self, path: str, problems: Sequence[Problem]) -> None:
+    readable : the sections that could be read all the same, so that their contents can be checked too
+    """
+
+    def __init__(self, path: str, problems: Sequence[Problem], readable: Sequence[object] = ()) -> None:
         self.path = path
         self.problems = tuple(problems)
+        self.readable = tuple(readable)
         n = len(self.problems)
         lines = [f"{path}: {n} mistake{'s' if n != 1 else ''}"]
         lines += [f"  {path}: {problem}" for problem in self.problems]

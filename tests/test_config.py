@@ -592,3 +592,14 @@ def test_the_example_in_the_reference_is_sound() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     block = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0]
     assert read(block, env={"MQTT_PASSWORD": "x"}).sensors["pump-1-de"].policy.latching
+
+
+def test_mistakes_of_the_file_and_of_its_bundles_come_together(tmp_path: Path) -> None:
+    """A misspelt key and a missing bundle, in one sensor or two, are one report."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "database: a.db\nsensors:\n"
+        "  a: {topic: x/a, payload: f32le, fs_hz: 1000, model: nowhere, alarm: {vot: [2, 3]}}\n"
+        "  b: {topic: x/b, payload: f32le, fs_hz: 1000, model: nowhere-else}\n"
+    )
+    assert [p.where for p in check(path)] == ["sensors.a.alarm.vot", "sensors.a.model", "sensors.b.model"]

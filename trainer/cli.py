@@ -168,9 +168,12 @@ def _evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if args.json:
         print(json.dumps(result))
         return OK
-    machines = result.pop("machines", [])
+    machines, detections = result.pop("machines", []), result.pop("detections", [])
     for key, value in result.items():
         print(f"{key:22} {value}")
+    for found in detections:
+        delay = f"event {found['delay_s']:g} s after the fault began" if found["found"] else "no event"
+        print(f"{'detection':22} {delay}")
     for row in machines:
         print(f"  {row['machine']:12} AUC {row['auc']}  pAUC {row['pauc']}  windows {row['windows']}")
     return OK
