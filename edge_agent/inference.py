@@ -85,7 +85,7 @@ class TFLiteModel:
         self._input = self._interpreter.get_input_details()[0]
         self._shape = tuple(int(n) for n in self._input["shape"])
         self._outputs = self._interpreter.get_output_details()
-        # One work buffer for life: at 0.8 MB a clip, the allocator would return and fault it in every time.
+        # One work buffer for life: 0.8 MB a clip allocated anew, with two more such arrays, cost more than the model.
         self._work = np.empty(self._shape, np.float32)
         self.n_patches, self.patch_shape = n_patches, patch_shape
         #: Size of one step of the first output where it is quantised, else 0.
