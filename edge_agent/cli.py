@@ -137,6 +137,7 @@ def _capture(a: argparse.Namespace) -> int:
 def _score(a: argparse.Namespace) -> int:
     from edge_agent import bundle as bundles
     from edge_agent import offline
+    from edge_agent.pipeline import score_fields
     from edge_agent.recordings import Ask, open_recordings
 
     bundle = bundles.load(a.bundle, a.machine)
@@ -147,7 +148,7 @@ def _score(a: argparse.Namespace) -> int:
         before = rows
         for m in offline.score_recording(bundle, recording):
             rows += 1
-            _row(a.json, columns, {**_measured(m), "recording": recording.name})
+            _row(a.json, columns, {**score_fields(m), "recording": recording.name})
         if rows == before:
             n = bundle.manifest.features.n_samples
             _say(f"{recording.path}: {recording.name}: no window in it; one takes {n} samples without a gap")
@@ -288,19 +289,6 @@ def _count(n: int, what: str) -> str:
 def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
-
-def _measured(m: Any) -> dict[str, Any]:
-    from edge_agent.signals import rfc3339
-
-    return {
-        "ts": rfc3339(m.end),
-        "start": rfc3339(m.start),
-        "seq": m.seq,
-        "score": m.score,
-        "threshold": m.threshold,
-        "ratio": m.ratio,
-        "quality": m.quality,
-    }
 
 
 def _offline_config(a: argparse.Namespace) -> Config:

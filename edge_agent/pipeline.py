@@ -266,6 +266,19 @@ def event(
     return payload
 
 
+def score_fields(measured: Measured) -> dict[str, Any]:
+    """One window as people and dashboards see it: the score topic and `edge-agent score --json`."""
+    return {
+        "ts": rfc3339(measured.end),
+        "start": rfc3339(measured.start),
+        "seq": measured.seq,
+        "score": measured.score,
+        "threshold": measured.threshold,
+        "ratio": measured.ratio,
+        "quality": measured.quality,
+    }
+
+
 def dump(state: PipelineState, *, tail: bool = True) -> bytes:
     """The state as bytes. Without the tail it is a few hundred bytes: what a periodic commit writes,
     so that a card is not worn out by samples that a kill would break with a gap anyway."""

@@ -403,15 +403,4 @@ def carry(to: Pipeline, blob: bytes) -> PipelineState:
 
 
 def _score(m: Measured) -> bytes:
-    return msgspec.json.encode(
-        {
-            "schema": 1,
-            "ts": rfc3339(m.end),
-            "start": rfc3339(m.start),
-            "seq": m.seq,
-            "score": m.score,
-            "threshold": m.threshold,
-            "ratio": m.ratio,
-            "quality": m.quality,
-        }
-    )
+    return msgspec.json.encode({"schema": 1, **pipeline.score_fields(m)})
