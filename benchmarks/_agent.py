@@ -82,12 +82,16 @@ def agent(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     )
     try:
         yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(120)
+    except BaseException:
+        process.kill()
+        process.wait(10)
         log.close()
-        if code != 0:
-            raise RuntimeError(f"the agent ended with {code}: {config.with_suffix('.log').read_text()[-2000:]}")
+        raise
+    process.send_signal(signal.SIGTERM)
+    code = process.wait(120)
+    log.close()
+    if code != 0:
+        raise RuntimeError(f"the agent ended with {code}: {config.with_suffix('.log').read_text()[-2000:]}")
 
 
 def rows(config: Path) -> dict[str, int]:

@@ -153,9 +153,11 @@ def nasa(folder: Path, path: Path, seeds: int) -> dict[str, Any]:
             key = f"{name}-{b}"
             run.run(recipe_for(name, path, BEARINGS.index(b)), folder / key, table=table)
             sensors[key] = sensor(
-                folder / key, topic="plant/ims/waveform", n_channels=4, channel=BEARINGS.index(b)
+                folder / key, topic=f"plant/ims/{name}", n_channels=4, channel=BEARINGS.index(b)
             )
-    events = through_agent(folder / "agent-baselines", sensors, {f"{BASELINES[0]}-b1": path}, len(names))
+    # A channel of a topic belongs to one sensor, so each baseline has a topic and a replay of its own.
+    replays = {f"{name}-b1": path for name in BASELINES}
+    events = through_agent(folder / "agent-baselines", sensors, replays, len(names))
     files = first_files(events, starts)
     for name in BASELINES:
         baselines[name] = {b: next(iter(files.get(f"{name}-{b}", [])), None) for b in BEARINGS}
