@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 well, 1 failed, 2
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -43,14 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="edge-trainer", description="Train, judge and show bundles for edge-agent.", epilog=__doc__
+        prog="edge-trainer", description="Train, judge and show bundles for edge-agent."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fit = commands.add_parser(
         "fit",
         help="train, calibrate, quantize, verify and write a bundle",
-        description="Train from a recipe, or with the defaults of a model: "
-        + " ".join((recipe.default_mapping.__doc__ or "").split()),
+        description="Train from a recipe, or from --model and --data with the defaults below.",
+        epilog="defaults\n" + (inspect.getdoc(recipe.default_mapping) or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fit.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.yaml")
     fit.add_argument("--model", choices=(*architectures.names(), "indicator"), help="instead of a recipe")
