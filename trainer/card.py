@@ -46,7 +46,8 @@ def text(manifest: Manifest, scores: F64, model_bytes: int | None, warnings: Seq
         rows.insert(5, ("machines", ", ".join(manifest.classes)))
     if training["figures"]:
         rows.append(("figures", ", ".join(f"{k} {v:.6g}" for k, v in training["figures"].items())))
-    lines = [f"# {manifest.name}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+    about = [training["about"], ""] if training["about"] else []
+    lines = [f"# {manifest.name}", "", *about, "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
     if warnings:
         lines += ["## Warnings", "", *(f"- {w}" for w in warnings), ""]
     lines += [

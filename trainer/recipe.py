@@ -120,7 +120,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run; `origin` is the file it came from, for messages and the bundle's provenance."""
+    """One training run.
+
+    about  : for the card: whose data, under which licence, what to expect
+    origin : the file it came from, for messages and the bundle's provenance
+    """
 
     name: str
     model: str
@@ -135,6 +139,7 @@ class Recipe:
     quantize: str = "int8"
     network: Mapping[str, Any] = field(default_factory=dict)
     unit: str | None = None
+    about: str = ""
     origin: str = "command line"
 
 
@@ -252,6 +257,7 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
         for key in sorted(set(network) - set(parameters)):
             problems.append(_unknown(f"network.{key}", network[key], parameters))
     unit = top.text("unit", default="") or None
+    about = " ".join(top.text("about", default="").split())
     top.finish()
     if problems:
         raise ConfigError(origin, problems)
@@ -269,6 +275,7 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
         quantize,
         network,
         unit,
+        about,
         origin,
     )
 

@@ -406,6 +406,7 @@ def _provenance(
             continue
     return {
         "recipe": Path(recipe.origin).name,
+        "about": recipe.about,
         "data": data,
         "seed": recipe.train.seed,
         "training": asdict(recipe.train),
