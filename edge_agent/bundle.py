@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_agent import scoring, thresholds
+from edge_agent import scoring
 from edge_agent.errors import BundleError
 from edge_agent.features import FeatureSet, FeatureSpec
 from edge_agent.inference import TFLiteModel
@@ -56,7 +56,8 @@ class Residual:
 
 @dataclass(frozen=True)
 class Manifest:
-    """bundle.json. `classes` are the machine ids of a log_odds bundle, in the order of its logits."""
+    """bundle.json. `classes` are the machine ids of a log_odds bundle, in the order of its logits; `limits` the
+    threshold of each, of which `threshold` is that of the rule's own target."""
 
     schema: int
     name: str
@@ -69,6 +70,7 @@ class Manifest:
     quantization: Quantization
     files: dict[str, str]
     classes: tuple[str, ...] = ()
+    limits: dict[str, Threshold] = field(default_factory=dict)
     unit: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -99,7 +101,7 @@ def load(path: Path, machine: str | None = None, *, golden: bool = True) -> Bund
     """Read a bundle and verify it: hashes, operators, shapes, golden windows.
 
     machine : where it is one of the bundle's classes, the score is that machine's log-odds and the
-              limit is re-fitted to that machine's calibration scores.
+              limit is that machine's.
     Raises BundleError with the path, what is wrong and how to mend it.
     """
     text = _read(path, "bundle.json")
@@ -256,11 +258,10 @@ def _for_machine(
     if groups is None or not manifest.classes:
         return rule, threshold, scores
     target = manifest.classes.index(machine) if machine in manifest.classes else int(rule.params["target"])
-    scores = scores[groups == target]
     if target != rule.params["target"]:
         rule = replace(rule, params={**rule.params, "target": target})
-        threshold = thresholds.fit(scores, threshold.method, threshold.false_alarm_rate or 1e-3)
-    return rule, threshold, scores
+        threshold = manifest.limits[manifest.classes[target]]
+    return rule, threshold, scores[groups == target]
 
 
 def _manifest(path: Path, text: bytes) -> Manifest:

@@ -127,11 +127,12 @@ def run(
     ]
     scores = np.array([s.value for s in scored])
     residuals = np.stack([s.residual for s in scored]).astype(np.float64)
-    threshold = _threshold(recipe, scores, calibrate.group, classes, warnings)
+    limits = _thresholds(recipe, scores, calibrate.group, classes, warnings)
+    threshold = limits[0]
     manifest = Manifest(
         bundle.SCHEMA, recipe.name, _version(flatbuffer, threshold, spec), recipe.model, spec, rule, threshold,
         Residual(tuple(residuals.mean(0).tolist()), tuple(residuals.std(0).tolist())),
-        quantization, {}, classes, recipe.unit,
+        quantization, {}, classes, dict(zip(classes, limits, strict=False)), recipe.unit,
         _provenance(recipe, table, parts, history, figures, warnings, len(scores)),
     )  # fmt: skip
     windows, golden = _golden(table, features, vectors, calibrate)
@@ -214,21 +215,23 @@ def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes
     return _Inputs(patches, group)
 
 
-def _threshold(
+def _thresholds(
     recipe: Recipe, scores: F64, group: Any, classes: Sequence[str], warnings: list[str]
-) -> Threshold:
-    limit = recipe.threshold
-    try:
-        for number, name in enumerate(classes):
-            fitted = thresholds.fit(scores[group == number], limit.method, limit.false_alarm_rate)
-            if number and fitted.warning:
-                warnings.append(f"{name}: {fitted.warning}")
-        threshold = thresholds.fit(scores[group == 0], limit.method, limit.false_alarm_rate)
-    except ValueError as error:
-        raise RecordingError(f"{recipe.origin}: calibration: {error}") from error
-    if threshold.warning:
-        warnings.append(threshold.warning)
-    return threshold
+) -> list[Threshold]:
+    """One limit a class, in their order; one limit where the model knows no classes."""
+    fitted = []
+    for number, name in enumerate(classes or ("",)):
+        try:
+            limit = thresholds.fit(
+                scores[group == number], recipe.threshold.method, recipe.threshold.false_alarm_rate
+            )
+        except ValueError as error:
+            where = f"{recipe.origin}: calibration" + (f" of {name}" if name else "")
+            raise RecordingError(f"{where}: {error}") from error
+        if limit.warning:
+            warnings.append(f"{name}: {limit.warning}" if name else limit.warning)
+        fitted.append(limit)
+    return fitted
 
 
 # -------------------------------------------------------------------------------------------- export
