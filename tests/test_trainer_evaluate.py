@@ -56,6 +56,14 @@ def scored(name, ratios, label=None, start=0.0, step=10.0):
     return Scored(Clip(name, label, None), ratios, ratios, start + step * (1 + np.arange(len(ratios))))
 
 
+def test_a_snapshot_every_ten_minutes_stands_for_ten_minutes():
+    """144 one-second snapshots at 10 min are a day, not two minutes, of normal data."""
+    ratios = np.zeros(144)
+    ratios[50:55] = 2.0
+    result = figures([scored("a", ratios, "normal", step=600.0)], 1.024, None, AlarmPolicy())
+    assert (result["crossings_per_day"], result["false_alarms_per_day"]) == (5.0, 1.0)
+
+
 def test_false_alarms_are_counted_per_day_of_normal_data():
     """8640 normal windows of 10 s are one day; its crossings and its one voted event are the day's figures."""
     ratios = np.zeros(8640)

@@ -234,11 +234,14 @@ def figures(
     anomalous = np.concatenate([f for f, k in zip(flags, known, strict=True) if k] or [np.zeros(0, bool)])
     normal = [s.ratio[~f] for s, f in zip(scored, flags, strict=True)]
     n_normal = sum(len(r) for r in normal)
-    days = n_normal * hop_s / 86400.0
+    every_s = [_every_s(s, hop_s) for s in scored]
+    days = sum(len(r) * e for r, e in zip(normal, every_s, strict=True)) / 86400.0
     crossings = sum(int((r >= policy.warning_ratio).sum()) for r in normal)
     false_events = 0
     delays: list[dict[str, Any]] = []
-    together = [(s, f) for s, f, t in zip(scored, flags, truths, strict=True) if t.onset is None]
+    together = [
+        (s, f, e) for s, f, e, t in zip(scored, flags, every_s, truths, strict=True) if t.onset is None
+    ]
     runs: list[tuple[Any, Any, Any, float | None]] = [
         (s.ratio, s.end, f, t.onset)
         for s, f, t in zip(scored, flags, truths, strict=True)
@@ -246,10 +249,11 @@ def figures(
     ]
     if together:
         together.sort(key=lambda pair: bool(pair[1].any()))
-        ratio = np.concatenate([s.ratio for s, _ in together])
-        flag = np.concatenate([f for _, f in together])
-        # Separate files have no common clock: windows follow each other at the hop.
-        runs.append((ratio, hop_s * (1.0 + np.arange(len(ratio))), flag, None))
+        ratio = np.concatenate([s.ratio for s, _, _ in together])
+        flag = np.concatenate([f for _, f, _ in together])
+        # Separate files have no common clock: windows follow each other at their own pace.
+        ends = np.cumsum(np.concatenate([np.full(len(s.end), e) for s, _, e in together]))
+        runs.append((ratio, ends, flag, None))
     for ratio, ends, flag, onset in runs:
         raised = events(ratio, ends, policy)
         false_events += sum(not flag[i] for i in raised)
@@ -270,6 +274,12 @@ def figures(
         "false_alarms_per_day": round(false_events / days, 2) if days else None,
         "detections": delays,
     }
+
+
+def _every_s(scored: Scored, hop_s: float) -> float:
+    """Time from window to window: the median of the recording's own, so that a snapshot every ten minutes
+    stands for ten minutes; the hop where the recording has one window."""
+    return float(np.median(np.diff(scored.end))) if len(scored.end) > 1 else hop_s
 
 
 def _labelled(clip: Clip, labels: Mapping[str, Truth] | None) -> Clip:
