@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
-from edge_agent import __version__, host, pipeline
+from edge_agent import __version__, host, pipeline, store
 from edge_agent.assemble import assemble, load, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
@@ -28,7 +28,6 @@ from edge_agent.inbox import Inbox
 from edge_agent.keeper import Keeper
 from edge_agent.pipeline import Pipeline
 from edge_agent.signals import rfc3339
-from edge_agent.store import Store
 from edge_agent.transport import MqttTransport, Transport
 from edge_agent.worker import Sensor, Tally, Worker, carry
 
@@ -69,21 +68,33 @@ class Daemon:
         self._health_due = False
         self._transport: Transport
         self._keeper: Keeper
+        self._claim: IO[bytes]
         self.worker: Worker
 
     # ---------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Open the database, bring every sensor's state back, start the threads, begin to connect.
+        """Claim and open the database, bring every sensor's state back, start the threads, begin to connect.
 
-        Raises StoreError where the database cannot be used. The broker may be absent.
+        Raises StoreError where the database cannot be used, or another agent uses it. The broker may be
+        absent.
         """
+        # Two agents on one database would overwrite each other's states and, with one client id between
+        # them, throw each other off the broker for ever.
+        self._claim = store.lock(self.config.database)
+        try:
+            self._start()
+        except BaseException:
+            self._claim.close()
+            raise
+
+    def _start(self) -> None:
         config = self.config
-        store = Store.open(config.database)
+        database = store.Store.open(config.database)
         try:
             client_id = config.mqtt.client_id or _client_id(config)
         except StoreError:
-            store.close()
+            database.close()
             raise
         transport = MqttTransport(
             config.mqtt,
@@ -98,13 +109,13 @@ class Daemon:
         now = self._monotonic()
         sensors = []
         for name, built in self._pipelines.items():
-            blob = store.load_state(name)
+            blob = database.load_state(name)
             state = pipeline.initial(built) if blob is None else carry(built, blob)
             sensor = Sensor(config.sensors[name], built, state, now)
-            sensor.last_event_id = store.last_event_id(name)
+            sensor.last_event_id = database.last_event_id(name)
             sensors.append(sensor)
         states = {sensor.config.id: sensor.state for sensor in sensors}
-        self._keeper = Keeper(store, transport, states, self._clock, self._monotonic)
+        self._keeper = Keeper(database, transport, states, self._clock, self._monotonic)
         self.worker = Worker(
             self._base,
             sensors,
@@ -123,7 +134,13 @@ class Daemon:
         self.worker.start()
         transport.subscribe(self._subscriptions())
         transport.start()
-        log.info("edge-agent %s: agent %s, %d sensors", __version__, config.agent_id, len(sensors))
+        log.info(
+            "edge-agent %s: agent %s, %d sensor%s",
+            __version__,
+            config.agent_id,
+            len(sensors),
+            "" if len(sensors) == 1 else "s",
+        )
 
     def tick(self) -> bool:
         """The main thread's round: reload, health, is everybody alive. False: give up and be restarted."""
@@ -148,6 +165,7 @@ class Daemon:
             log.warning("%d messages were still waiting and are lost", sum(self.inbox.depths().values()))
         self._keeper.stop({name: sensor.state for name, sensor in self.worker.sensors.items()})
         self._transport.stop()
+        self._claim.close()
         log.info("stopped")
 
     def progressing(self, within_s: float) -> bool:

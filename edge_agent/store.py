@@ -13,11 +13,13 @@ Times in text are RFC 3339 UTC with milliseconds, so that text order is time ord
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from edge_agent.alarms import Alarm, Transition
 from edge_agent.errors import StoreError
@@ -94,6 +96,35 @@ class OutboxRow:
     created: float
 
 
+def lock(path: Path) -> IO[bytes]:
+    """Claim the database for one agent until the returned file is closed; a killed agent's claim ends with it.
+
+    The claim is an flock on `<database>.lock` beside it, not on the database: SQLite has locks of its own
+    there, and whoever only reads needs none. Raises StoreError where another agent holds it.
+    """
+    beside = path.with_name(path.name + ".lock")
+    _make_folder(path)
+    try:
+        file = beside.open("ab")
+    except OSError as error:
+        raise StoreError(
+            f"{beside}: cannot be opened ({error.strerror}): the agent's user must be able to write beside the database"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise StoreError(
+                f"another agent is running with this database ({path}): stop it, or give this one its own "
+                "`database` and `agent.id`"
+            ) from None
+        raise StoreError(
+            f"{beside}: cannot be locked ({error.strerror}): put the database on a local disk"
+        ) from error
+    return file
+
+
 class Store:
     """The write path; `Store.open` makes one."""
 
@@ -109,12 +140,7 @@ class Store:
         Raises StoreError with the path and the mend where it cannot be opened or written, is not a
         database, is damaged, or was written by a newer version.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"{path}: its folder cannot be made ({error.strerror}): correct `database` in the configuration"
-            ) from error
+        _make_folder(path)
         with _errors(path, "opened"):
             # One thread at a time is the caller's promise, so sqlite3 need not insist on the opening one.
             db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
@@ -384,6 +410,15 @@ _HINTS: tuple[tuple[str, str], ...] = (
 
 def _hint(message: str) -> str:
     return next((hint for key, hint in _HINTS if key in message), "check the file and the disk")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: its folder cannot be made ({error.strerror}): correct `database` in the configuration"
+        ) from error
 
 
 @contextmanager

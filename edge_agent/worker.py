@@ -384,7 +384,7 @@ class Worker:
             self._keeper.forget(name)
         for name in changed:
             self._hand_over(new[name], self._clock())
-        return f"{len(new)} sensors; changed: {', '.join(changed) or 'none'}; removed: {', '.join(gone) or 'none'}"
+        return f"{len(new)} sensor{'' if len(new) == 1 else 's'}; changed: {', '.join(changed) or 'none'}; removed: {', '.join(gone) or 'none'}"
 
     def _topic(self, sensor: str, what: str) -> str:
         return f"{self._base}/s/{sensor}/{what}"

@@ -572,3 +572,18 @@ def test_topics_of_an_earlier_configuration_are_given_up(
     assert heard.count("plant/old") <= 2
     assert agent.rows("SELECT count(*) FROM scores") == [(3,)]
     assert agent.daemon._tally.counts() == {}
+
+
+def test_a_second_agent_on_the_same_database_refuses(tmp_path: Path) -> None:
+    """While one agent holds the database another exits 1 and says so; after its stop, or kill, one may start."""
+    path = write_plant(tmp_path, free_port())
+    with Agent(path):
+        late = Process(path)
+        assert late.process.wait(30) == 1
+        assert "another agent is running with this database" in late.said()
+        assert str(tmp_path / "agent.db") in late.said()
+    again = Process(path)
+    until(lambda: again.said().count("agent t, 1 sensor\n"), 30, "the start after a clean stop")
+    again.end(signal.SIGKILL)
+    with Agent(path):
+        assert (tmp_path / "agent.db.lock").exists()
