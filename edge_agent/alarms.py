@@ -105,14 +105,17 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of the table, to be told once: the event before it has its measured values."""
+    """One step of the table, to be told once: the event before it has its measured values.
+
+    severity : None while the sensor is shelved and nothing was wrong with it
+    """
 
     type: str
     event_id: str
     alarm_id: str
     t: float
     state: str
-    severity: str
+    severity: str | None
     since: float
     by: str | None = None
     comment: str | None = None
@@ -235,9 +238,8 @@ def _apply(
     # A shelving of a quiet sensor has an identity too: its expiry must be told as the end of something.
     alarm_id = alarm.alarm_id or ulid(t, key, "alarm", n)
     since = alarm.since if alarm.since is not None else t
-    severity = alarm.severity or WARNING
     transition = Transition(
-        kind, ulid(t, key, "event", n, kind, state), alarm_id, t, state, severity, since, by, comment
+        kind, ulid(t, key, "event", n, kind, state), alarm_id, t, state, alarm.severity, since, by, comment
     )
     active = state != NORM
     return (
@@ -246,7 +248,7 @@ def _apply(
             state=state,
             alarm_id=alarm_id if active else None,
             since=since if active else None,
-            severity=severity if active else None,
+            severity=alarm.severity if active else None,
             shelved_until=alarm.shelved_until if state == SHLVD else None,
             acked_by=alarm.acked_by if state == ACKED else None,
             ack_why=alarm.ack_why if state == ACKED else None,

@@ -162,7 +162,7 @@ def _status(a: argparse.Namespace) -> int:
 
     config = _offline_config(a)
     found = queries.status(config.database, list(config.sensors))
-    columns = _Columns(sensor=20, state=8, severity=9, since=24, ratio=9, ts=24, quality=8)
+    columns = _Columns(sensor=20, state=8, severity=9, since=24, shelved_until=24, ratio=9, ts=24, quality=8)
     for row in found:
         _row(a.json, columns, row, alert=row["active"])
     return ALARM_ACTIVE if any(row["active"] for row in found) else WELL

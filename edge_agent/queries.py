@@ -76,7 +76,10 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-    """Alarms, newest first: when each began and ended, its present state, its gravest severity."""
+    """Alarms, newest first: when each began and ended, its present state, its gravest severity.
+
+    The shelving of a sensor with which nothing was wrong, before or meanwhile, is no alarm and not listed.
+    """
     with reading(path) as db:
         rows = db.query(
             """
@@ -84,7 +87,8 @@ def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict
             FROM (SELECT alarm_id, min(rowid) AS first_id, max(rowid) AS last_id, count(*) AS events,
                          max(CASE WHEN type = 'end' THEN ts END) AS ended,
                          CASE WHEN sum(severity = 'alarm') THEN 'alarm' ELSE 'warning' END AS severity
-                  FROM events WHERE :sensor IS NULL OR sensor = :sensor GROUP BY alarm_id) AS a
+                  FROM events WHERE :sensor IS NULL OR sensor = :sensor GROUP BY alarm_id
+                  HAVING count(severity) OR sum(type = 'new')) AS a
             JOIN events AS first USING (alarm_id) JOIN events AS last USING (alarm_id)
             WHERE first.rowid = first_id AND last.rowid = last_id
             ORDER BY first_id DESC LIMIT :limit

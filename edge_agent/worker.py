@@ -222,11 +222,13 @@ class Worker:
         name = sensor.config.id
         payload = pipeline.event(sensor.pipeline, transition, measured, bool(host.clock_synced()))
         sensor.last_event_id = transition.event_id
-        log.warning(
-            "%s: %s %s, %s%s",
+        log.log(
+            # Somebody should look at what began or grew, not at an all-clear or a quiet sensor's shelving.
+            logging.INFO if transition.type == "end" or transition.severity is None else logging.WARNING,
+            "%s: %s%s, %s%s",
             name,
             transition.state,
-            transition.severity,
+            "" if transition.severity is None else f" {transition.severity}",
             transition.type,
             f", ratio {measured.ratio:.3g}" if measured is not None and measured.ratio is not None else "",
         )

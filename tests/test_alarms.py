@@ -128,6 +128,25 @@ def test_state_table(policy, story, expected):
     assert len({t.alarm_id for t in told}) == 1
 
 
+def test_shelving_a_healthy_sensor_invents_no_warning():
+    """Shelved and released while nothing is wrong, neither transition nor state has a severity."""
+    alarm, shelved = alarms.command(Alarm(), "shelve", 1.0, KEY, for_s=60.0)
+    assert (shelved.type, shelved.state, shelved.severity, alarm.severity) == ("update", SHLVD, None, None)
+    alarm, released = alarms.expire(alarm, 61.0, KEY)
+    assert (released.type, released.state, released.severity) == ("end", NORM, None)
+    assert alarm.alarm_id is None
+
+
+@pytest.mark.parametrize(("ratio", "severity"), [(1.2, "warning"), (2.0, "alarm")])
+def test_what_is_raised_while_shelved_is_told_at_expiry(ratio, severity):
+    """A fault that comes during the silence is `new` at its end, as grave as it became meanwhile."""
+    alarm, _ = alarms.command(Alarm(), "shelve", 1.0, KEY, for_s=600.0)
+    alarm, seen = run([ratio] * 5, alarm=alarm, t0=10.0)
+    assert seen == []
+    alarm, told = alarms.expire(alarm, 601.0, KEY)
+    assert (told.type, told.state, told.severity, alarm.severity) == ("new", UNACK, severity, severity)
+
+
 @pytest.mark.parametrize(
     ("state", "condition", "name", "says"),
     [

@@ -171,6 +171,25 @@ def test_status_exits_3_while_an_alarm_is_active(filled: Path, capsys: pytest.Ca
     assert run(capsys, "status", "-c", filled / "config.yaml")[0] == 0, "a shelved alarm is silenced"
 
 
+def test_a_shelved_healthy_sensor_is_shown_but_is_no_alarm(
+    filled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`status` says SHLVD and until when, `alarms` lists only what was one."""
+    store = Store.open(filled / "d" / "edge.db")
+    transition = Transition("update", "E2", "A2", T0 + 2, "SHLVD", None, T0 + 2)
+    shelved = Alarm("SHLVD", None, "A2", T0 + 2, shelved_until=T0 + 9)
+    store.write([Record("s2", (), (EventRow(transition, "t", "{}"),), shelved, None, T0)])
+    store.close()
+    config = ("-c", filled / "config.yaml")
+    _, out, _ = run(capsys, "status", *config)
+    assert out.splitlines()[2].split()[:5] == [
+        "s2", "SHLVD", "-", "2023-11-14T22:13:22.000Z", "2023-11-14T22:13:29.000Z",
+    ]  # fmt: skip
+    assert out.splitlines()[0].split()[4] == "shelved_until"
+    _, out, _ = run(capsys, "alarms", *config, "--json")
+    assert [json.loads(line)["alarm_id"] for line in out.splitlines()] == ["A1"]
+
+
 def test_alarms_history_and_export_read_the_database(
     filled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,26 @@ def test_a_command_delivered_twice_is_carried_out_once(tmp_path: Path, broker: B
     assert agent.rows("SELECT count(*) FROM events") == [(1,)]
 
 
+def test_a_quiet_sensors_shelving_has_no_severity_anywhere(
+    tmp_path: Path, broker: Broker, listen: Listen, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Event, retained state, row and log line of a healthy sensor's shelving know no warning."""
+    caplog.set_level("INFO")
+    path = write_plant(tmp_path, broker.port)
+    ear = listen("edge/#")
+    with Agent(path) as agent:
+        ear.wait("edge/t/status")
+        for name in ("shelve", "unshelve"):
+            ear.publish(f"edge/t/cmd/{name}", {"request_id": name, "sensor": "a", "for_s": 100})
+            ear.wait(f"edge/t/cmd/{name}/result")
+        ear.wait("edge/t/s/a/event", 2)
+    assert [(e["type"], e["severity"]) for e in ear.json("edge/t/s/a/event")] == [("update", None), ("end", None)]
+    assert {s["severity"] for s in ear.json("edge/t/s/a/state")} == {None}
+    assert agent.rows("SELECT severity FROM events") == [(None,), (None,)]
+    told = [(r.levelname, r.getMessage()) for r in caplog.records if r.getMessage().startswith("a: ")]
+    assert [t for t in told if "SHLVD" in t[1] or "NORM" in t[1]] == [("INFO", "a: SHLVD, update"), ("INFO", "a: NORM, end")]
+
+
 def test_retained_commands_are_ignored(tmp_path: Path, broker: Broker, listen: Listen) -> None:
     """A command left retained on the broker is not carried out at every start."""
     path = write_plant(tmp_path, broker.port, mqtt={"protocol": "3.1.1"})
