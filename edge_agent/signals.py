@@ -8,6 +8,7 @@ sensor's physical unit as float32, channels first and time on the last axis.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
+_FRACTION = re.compile(r"[.,](\d+)")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -89,7 +91,8 @@ def parse_time(value: object) -> float:
             t /= 1000.0
     elif isinstance(value, str):
         try:
-            text = value.strip()
+            # Python 3.10 reads fractions of three or six digits only.
+            text = _FRACTION.sub(lambda m: f".{m[1][:6]:0<6}", value.strip())
             moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in ("Z", "z") else text)
         except ValueError:
             raise ValueError(f"time is {value[:60]!r}; expected {expected}") from None
