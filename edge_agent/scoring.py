@@ -13,8 +13,10 @@ every score is at least 0.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,17 +133,52 @@ def explain(names: Sequence[str], residual: F32, mean: F64, std: F64, top: int =
 
     residual, mean, std : (F,); mean and std are those of the residual on healthy windows.
     The share is that of the summed excess max(0, residual - mean); without any excess the answer is empty.
+    Where there are many bands of one kind, neighbours are told as one: the share is their sum, z that of
+    their sum as if they always moved together, which never overstates it.
     """
     excess = np.maximum(np.asarray(residual, np.float64) - mean, 0.0)
     total = float(excess.sum())
     if not total > 0.0:
         return ()
-    order = np.argsort(-excess, kind="stable")[:top]
-    return tuple(
-        Cause(names[i], round(float(excess[i]) / total, 3), round(float(excess[i] / max(std[i], 1e-9)), 1))
-        for i in order.tolist()
-        if excess[i] > 0.0
-    )
+    causes = [
+        Cause(
+            name,
+            round(float(excess[group].sum()) / total, 3),
+            round(float(excess[group].sum() / max(std[group].sum(), 1e-9)), 1),
+        )
+        for name, group in _groups(tuple(names))
+    ]
+    causes.sort(key=lambda cause: -cause.share)
+    return tuple(cause for cause in causes[:top] if cause.share > 0.0)
+
+
+#: Bands of one kind that a person is told apart: 128 mel bands become 16.
+MAX_BANDS = 16
+_BAND = re.compile(r"(?P<kind>.*_)(?P<lo>[\d.]+)_(?P<hi>[\d.]+)hz")
+
+
+@lru_cache(maxsize=64)
+def _groups(names: tuple[str, ...]) -> tuple[tuple[str, slice], ...]:
+    """Features as they are told: runs of more than MAX_BANDS bands of one kind joined, the others alone."""
+    groups: list[tuple[str, slice]] = []
+    i = 0
+    while i < len(names):
+        found = _BAND.fullmatch(names[i])
+        stop = i + 1
+        if found is not None:
+            kind = found["kind"]
+            while stop < len(names) and (m := _BAND.fullmatch(names[stop])) is not None and m["kind"] == kind:
+                stop += 1
+        width = -(-(stop - i) // MAX_BANDS)
+        for first in range(i, stop, width):
+            last = min(first + width, stop) - 1
+            name = names[first]
+            low, high = _BAND.fullmatch(name), _BAND.fullmatch(names[last])
+            if low is not None and high is not None:
+                name = f"{low['kind']}{low['lo']}_{high['hi']}hz"
+            groups.append((name, slice(first, last + 1)))
+        i = stop
+    return tuple(groups)
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:

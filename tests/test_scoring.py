@@ -64,6 +64,21 @@ def test_why_names_the_feature_that_left_normal():
     assert scoring.explain(("rms",), np.array([0.5]), mean[:1], std[:1]) == ()
 
 
+def test_many_bands_are_told_as_few():
+    """128 mel bands are told as 16: a fault over ten neighbouring bands is one or two lines, not ten."""
+    names = ("rms", *(f"mel_{50 * i}_{50 * i + 100}hz" for i in range(128)), "energy")
+    mean, std = np.full(130, 1.0), np.full(130, 0.25)
+    residual = np.ones(130)
+    residual[1 + 40 : 1 + 48] = 3.0
+    residual[0] = 2.0
+    assert scoring.explain(names, residual, mean, std) == (
+        ("mel_2000_2450hz", 0.941, 8.0),
+        ("rms", 0.059, 4.0),
+    )
+    few = tuple(f"band_{i}_{i + 1}hz" for i in range(8))
+    assert [c.feature for c in scoring.explain(few, np.full(8, 2.0), mean[:8], std[:8])] == list(few[:3])
+
+
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
