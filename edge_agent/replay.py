@@ -30,7 +30,7 @@ from edge_agent.errors import BundleError, RecordingError, TransportError
 from edge_agent.inbox import MAX_MESSAGES
 from edge_agent.recordings import Ask, Recording, open_recordings
 from edge_agent.recordings.capture import header_line, message_line
-from edge_agent.signals import Chunk, parse_time
+from edge_agent.signals import Chunk, parse_time, rfc3339
 from edge_agent.transport import MqttTransport, Token, tool
 
 #: Messages on their way to the broker, unacknowledged.
@@ -43,6 +43,8 @@ ONLINE_S, PATIENCE_S = 10.0, 15.0
 PAUSE_S = 1.0
 #: Recordings without times are laid this far apart, so that no window crosses from one to the next.
 APART_S = 10.0
+#: After the last message: over once no score has come for so long, and at the latest after so long.
+LAST_QUIET_S, LAST_WAIT_S = 0.5, 3.0
 #: Bytes that one sample takes in a message, at most.
 _BYTES = {"f32le": 4, "i16le": 2, "wav": 4}
 _TEXT_BYTES = 26
@@ -63,16 +65,22 @@ def replay(
     channel : which channel of the recording goes into a one-channel message; None: the recording has
               just as many channels as the message
     speed   : times real time; None as fast as the agent scores
-    Times are those of the recording; a recording without any begins now, the next one after it. Sequence
-    numbers run on, with a jump between recordings so that no window crosses them, and begin with the
-    clock, so that the same recording can be replayed again.
+    Times are those of the recording. Recordings without any follow each other: at a given speed the first
+    begins now; at full speed the last ends now, since hours of signal sent in seconds would otherwise lie
+    in the future. (Where the payload format carries no times the agent counts on from the receipt by
+    itself, so there it begins now in any case.) Sequence numbers run on, with a jump between recordings
+    so that no window crosses them, and begin with the clock, so that the same recording can be replayed
+    again.
 
-    Returns sensor, recordings, messages, samples, signal_s, seconds, paced ("scores", "speed", "clock" or
-    "broker": see above).
+    Returns sensor, recordings, messages, samples, signal_s, from and to (of the signal's times, RFC 3339,
+    None where nothing was sent), seconds, scores, paced ("scores", "speed", "clock" or "broker": see above).
     """
     sensor = config.sensors[sensor_id]
     sender = _Sender(config, sensor, speed, progress)
-    sender.open()
+    before_s = 0.0
+    if speed is None and sender.tells_time:
+        before_s = _untimed_s(open_recordings(path, Ask(sensor.fs_hz)))
+    sender.open(before_s)
     try:
         for recording in open_recordings(path, Ask(sensor.fs_hz)):
             sender.send(recording, channel)
@@ -109,15 +117,24 @@ class _Sender:
         self._lost = False
         self._unscored: deque[float] = deque()  # end of each message sent and not yet known as scored
         self._window_s = _window_s(sensor)
+        trial = Chunk(np.zeros((sensor.layout.n_channels, 1), np.float32), 1.0, sensor.fs_hz, 0, sensor.id)
+        #: Whether this payload format carries times.
+        self.tells_time = payloads.decode(payloads.encode(trial, sensor.layout), sensor.layout).t is not None
         self._paced = "speed" if speed is not None else "scores"
         # Milliseconds of the clock: ahead of every earlier replay's numbers unless that sent over 1000/s.
         self._seq = int(time.time() * 1000.0) & 0xFFFFFFFF
-        self._next_t = time.time()
+        self._next_t = 0.0
+        self._from_t, self._to_t = math.inf, -math.inf
         self._began = self._clock_from = time.monotonic()
         self._clock_t: float | None = None
         self.recordings = self.messages = self.samples = 0
 
-    def open(self) -> None:
+    def open(self, before_s: float) -> None:
+        """Connect, wait for an agent; recordings without times will begin so many seconds before now."""
+        self._connect()
+        self._next_t = time.time() - before_s
+
+    def _connect(self) -> None:
         self._transport.subscribe([self._score_topic, self._status_topic])
         self._transport.start()
         self._transport.wait_connected(15.0)
@@ -141,9 +158,10 @@ class _Sender:
             self._scored_t = -math.inf
         self._seq += 1
         self._clock_t = None
-        t, fs_hz = self._next_t, recording.fs_hz
+        t, fs_hz, untimed = self._next_t, recording.fs_hz, True
         for chunk in recording.chunks():
-            t = t if chunk.t is None else chunk.t
+            if chunk.t is not None:
+                t, untimed = chunk.t, False
             samples = _select(recording, chunk, self._sensor, channel)
             n_piece = self._piece(samples.shape[0])
             for first in range(0, samples.shape[1], n_piece):
@@ -151,13 +169,19 @@ class _Sender:
                 self._send_piece(Chunk(piece, t + first / fs_hz, fs_hz, self._seq & 0xFFFFFFFF, self._sensor.id))
                 self._seq += 1
             t += samples.shape[1] / fs_hz
-            self._say(f"{recording.name}: {self.messages} messages, {self.samples / fs_hz:.0f} s of signal")
-        self._next_t = t + APART_S
+            self._say(
+                f"{recording.name}: {self.messages} messages, {self.samples / fs_hz:.0f} s of signal, "
+                f"at {rfc3339(t)}"
+            )
+        if untimed:
+            self._next_t = t + APART_S
 
     def finish(self) -> None:
-        """Wait until the broker has taken everything."""
+        """Wait until the broker has taken everything, and for the scores of what the agent still has."""
         self._wait(lambda: not self._unacknowledged, 30.0, "the broker does not acknowledge")
         self._settle()
+        if self._paced == "scores":
+            self._await_last()
         if self._rejected:
             raise TransportError(
                 f"the broker rejected {self._rejected} of {self.messages} messages on {self._sensor.topic}: "
@@ -172,6 +196,8 @@ class _Sender:
             "messages": self.messages,
             "samples": self.samples,
             "signal_s": round(self.samples / self._sensor.fs_hz, 3),
+            "from": rfc3339(self._from_t) if self.messages else None,
+            "to": rfc3339(self._to_t) if self.messages else None,
             "seconds": round(time.monotonic() - self._began, 3),
             "scores": self._scores,
             "paced": self._paced,
@@ -197,6 +223,8 @@ class _Sender:
         if self._paced in ("speed", "clock"):
             self._await_clock(chunk.t)
         self._wait(lambda: len(self._unacknowledged) < MAX_IN_FLIGHT, 30.0, "the broker does not acknowledge")
+        with self._changed:
+            self._from_t, self._to_t = min(self._from_t, chunk.t), max(self._to_t, chunk.t + duration)
         token = self._transport.publish(self._sensor.topic, payloads.encode(chunk, self._sensor.layout), qos=1)
         if token is None:
             raise self._broken()
@@ -262,6 +290,17 @@ class _Sender:
                 elif time.monotonic() >= deadline or self._lost:
                     return
 
+    def _await_last(self) -> None:
+        end = time.monotonic() + LAST_WAIT_S
+        with self._changed:
+            heard = -1
+            while heard != self._scores and not self._lost:
+                heard = self._scores
+                self._changed.wait_for(
+                    lambda: self._scores != heard or self._lost,  # noqa: B023 - called in this round
+                    min(LAST_QUIET_S, end - time.monotonic()),
+                )
+
     def _wait(self, ready: Callable[[], bool], timeout_s: float, what: str) -> None:
         with self._changed:
             if not self._changed.wait_for(lambda: ready() or self._lost, timeout_s):
@@ -282,10 +321,12 @@ class _Sender:
             return
         ts = parse_time(msgspec.json.decode(payload)["ts"])
         with self._changed:
-            if not retained and self._unscored and ts <= self._unscored[-1] + 0.001:
+            if retained or not self.messages or (self.tells_time and not self._from_t < ts <= self._to_t + 0.001):
+                return  # of a window that is not ours
+            self._scores += 1
+            if self._unscored and ts <= self._unscored[-1] + 0.001:
                 self._scored_t = max(self._scored_t, ts)
-                self._scores += 1
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def _on_acknowledged(self, token: Token, ok: bool) -> None:
         with self._changed:
@@ -300,6 +341,20 @@ class _Sender:
         with self._changed:
             self._lost = True
             self._changed.notify_all()
+
+
+def _untimed_s(recordings: Iterator[Recording]) -> float:
+    """Seconds that the recordings without times take, with what lies between them; the files are read once."""
+    total = 0.0
+    for recording in recordings:
+        n = 0
+        for chunk in recording.chunks():
+            if chunk.t is not None:
+                break
+            n += chunk.samples.shape[1]
+        else:
+            total += n / recording.fs_hz + APART_S
+    return max(0.0, total - APART_S)
 
 
 def _window_s(sensor: SensorConfig) -> float:

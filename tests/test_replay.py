@@ -22,6 +22,7 @@ from edge_agent.config import load
 from edge_agent.errors import RecordingError, TransportError
 from edge_agent.recordings import Ask, open_recordings
 from edge_agent.replay import capture, replay
+from edge_agent.signals import parse_time
 
 Listen = Callable[..., Listener]
 
@@ -84,6 +85,29 @@ def test_vibration_and_sound_give_one_row_a_window_and_the_offline_scores(tmp_pa
         assert [seq for seq, _ in got] == list(range(len(expected)))
         np.testing.assert_allclose([score for _, score in got], expected, rtol=1e-5)
     assert len(agent.rows("SELECT 1 FROM scores WHERE sensor = 'vib'")) == 60
+
+
+@pytest.mark.parametrize("payload", ["ts_seq", "none"])
+def test_recordings_without_times_end_now_at_full_speed(tmp_path: Path, broker: Broker, payload: str) -> None:
+    """Three recordings of 100 s sent in a second lie before now, 10 s apart, and the summary says from when to
+    when and counts every window's score; where the payload carries no times the agent's own count is kept."""
+    for i in range(3):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        np.save(tmp_path / "runs" / f"{i}.npy", healthy(100_000, seed=i)[0])
+    path = write_plant(tmp_path, broker.port, {"a": {"payload": {"format": "f32le", "header": payload}}})
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.connected)
+        result = replay(load(path), "a", tmp_path / "runs")
+        until(lambda: len(agent.rows("SELECT 1 FROM scores")) >= result["scores"])
+        ended = time.time()
+    begin, end = parse_time(result["from"]), parse_time(result["to"])
+    assert end - begin == pytest.approx(320.0, abs=0.01)
+    assert result["paced"] == "scores"
+    if payload == "ts_seq":
+        assert ended - 30.0 < end <= ended
+        assert agent.rows("SELECT count(*) FROM scores") == [(3 * (100_000 // 256),)]
+        assert result["scores"] == 3 * (100_000 // 256)
+        assert agent.rows("SELECT min(start) FROM scores")[0][0] == result["from"]
 
 
 def test_full_speed_does_not_overflow_a_slow_agent(tmp_path: Path, broker: Broker) -> None:
