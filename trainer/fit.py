@@ -106,7 +106,7 @@ def _hinge_limit(model: Any, x: F32, rate: float) -> float:
 
     From held-out patches, whose error is about twice as large where clips are few, the hinge pushes anomalies
     further than the network can tell them from fresh healthy clips: on simulated fans AUC fell by 0.09 with twice
-    this limit (docs/results.md, sound).
+    this limit (docs/decisions/0007).
     """
     s: F64 = np.square(x - predict(model, x)).sum(tuple(range(1, x.ndim)), dtype=np.float64)
     return thresholds.fit(s, "gamma", 1.0 - rate).value
