@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from edge_agent.alarms import AlarmPolicy
 from trainer.data import Clip
 from trainer.evaluate import Scored, Truth, auc, events, figures, pauc, read_labels
+from trainer.words import detection
 
 cases = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=4, max_size=60).filter(
     lambda rows: len({flag for _, flag in rows}) == 2
@@ -77,7 +78,14 @@ def test_detection_delay_counts_from_the_onset_to_the_event():
     """A recording that turns at 50 s and crosses from 70 s on is detected 40 s after its onset."""
     truth = {"a": Truth(None, 50.0)}
     result = figures([scored("a", [0] * 6 + [2] * 6)], 10.0, truth, AlarmPolicy())
-    assert result["detections"] == [{"found": True, "delay_s": 40.0, "event": "1970-01-01T00:01:30.000Z"}]
+    assert result["detections"] == [
+        {
+            "found": True,
+            "onset": "1970-01-01T00:00:50.000Z",
+            "delay_s": 40.0,
+            "event": "1970-01-01T00:01:30.000Z",
+        }
+    ]
     assert result["false_alarms"] == 0
     missed = figures([scored("a", [0] * 12)], 10.0, truth, AlarmPolicy())
     assert missed["detections"][0]["found"] is False
@@ -93,3 +101,22 @@ def test_labels_come_from_a_csv_and_mistakes_name_the_line(tmp_path):
     path.write_text("file,label\na.wav,broken\n")
     with pytest.raises(RecordingError, match=r"labels.csv:2.*broken"):
         read_labels(path)
+
+
+def test_recordings_without_a_label_are_counted_nowhere_else():
+    """An unlabelled recording is neither normal nor anomalous: it changes no figure but `windows`."""
+    named = [scored("a", [0, 2, 2, 2], "normal")]
+    with_unknown = figures([*named, scored("b", [3, 3, 3, 3])], 10.0, None, AlarmPolicy())
+    alone = figures(named, 10.0, None, AlarmPolicy())
+    assert with_unknown.pop("windows") == 8
+    assert alone.pop("windows") == 4
+    assert with_unknown == alone
+
+
+def test_a_detection_without_an_onset_counts_from_the_first_anomalous_window():
+    """Only where the labels give an onset is it said that a fault began then."""
+    rows = [scored("a", [0] * 6, "normal"), scored("b", [2] * 6, "anomaly")]
+    found = figures(rows, 10.0, None, AlarmPolicy())["detections"][0]
+    assert detection(found) == "event 30 s after the first anomalous window"
+    turned = figures([scored("a", [0] * 6 + [2] * 6)], 10.0, {"a": Truth(None, 60.0)}, AlarmPolicy())
+    assert detection(turned["detections"][0]) == "event 30 s after the fault began"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.errors import ConfigError
+from edge_agent.features import FeatureSet, FeatureSpec, log_mel
 from trainer import cli, recipe
 
 RECIPES = sorted(recipe.RECIPES.glob("*.yaml"))
@@ -107,3 +108,31 @@ def test_a_missing_source_of_recordings_is_a_usage_error():
     with pytest.raises(SystemExit) as caught:
         cli.main(["fit"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("model", ["dense_ae", "weak_ae", "mobilenet_v2", "lstm_ae", "indicator"])
+@pytest.mark.parametrize("fs", [8000.0, 16000.0, 22050.0, 44100.0, 48000.0])
+def test_the_defaults_for_sound_follow_the_sampling_rate(tmp_path, model, fs):
+    """At every usual rate the default features of every sound model can be built, in frames of 64 to 128 ms."""
+    path = tmp_path / "a.wav"
+    path.touch()
+    chosen = recipe.parse(recipe.default_mapping("x", model, path, fs))
+    n, hop = chosen.window.samples(fs)
+    made = FeatureSet(FeatureSpec(fs, n, hop, 1, chosen.features, chosen.context))
+    assert made.n_patches >= 1
+    if model != "indicator":
+        assert (made.n_frames - 1) * chosen.features[0].params["hop"] <= n
+
+
+def test_the_defaults_at_16_khz_are_those_of_the_committed_recipes(tmp_path):
+    """Frames of 1024 points every 512, of 2048 for weak_ae; the frame is log_mel's own default at each rate."""
+    path = tmp_path / "a.wav"
+    path.touch()
+    mel = recipe.default_mapping("x", "dense_ae", path, 16000.0)["features"][0]
+    assert (mel["n_fft"], mel["hop"], mel["n_mels"]) == (1024, 512, 128)
+    mel = recipe.default_mapping("x", "weak_ae", path, 16000.0)["features"][0]
+    assert (mel["n_fft"], mel["hop"]) == (2048, 512)
+    for fs in (8000.0, 16000.0, 22050.0, 44100.0, 48000.0):
+        own = log_mel.build(fs, round(10 * fs)).n_frames
+        length = recipe.frame_length(fs)
+        assert own == 1 + (round(10 * fs) - length) // (length // 2)

@@ -328,12 +328,89 @@ def test_a_converter_that_died_is_replaced():
     assert data[4:8] == b"TFL3"
 
 
-def write_wav(path, x):
+@pytest.mark.parametrize(
+    ("found", "texts"),
+    [
+        (12, ["12 healthy recordings", "leave 4 healthy windows", "at least 15 such recordings"]),
+        (1, ["1 healthy recording (4 windows of 1 s)", "about 15 s (15 windows)"]),
+    ],
+)
+def test_too_little_to_calibrate_is_refused_before_training(tmp_path, found, texts):
+    """Where no split leaves ten windows, the numbers and what to give are said before the first epoch."""
+    chosen = small(tmp_path, split={})
+    table = trainer_data.table(chosen, recordings(found, seconds=1.0 if found > 1 else 4.0))
+    epochs = []
+    with pytest.raises(RecordingError) as caught:
+        run(chosen, tmp_path / "b", table=table, progress=lambda *said: epochs.append(said))
+    assert epochs == []
+    for text in texts:
+        assert text in str(caught.value)
+
+
+def test_every_machine_calibrates_on_enough_clips_where_there_are_any(tmp_path):
+    """A classifier's default split leaves ten clips of each machine, and names the machine that has too few."""
+    chosen = small(
+        tmp_path,
+        model="mobilenet_v2",
+        context={"over": "frames", "width": 16, "hop": 8},
+        network={"alpha": 0.35, "head": 16},
+        train={"epochs": 1},
+        split={},
+    )
+    two = recordings(20, machine="id_00") + recordings(20, machine="id_01", tone=900.0, seed=5)
+    result = run(chosen, tmp_path / "b", table=trainer_data.table(chosen, two))
+    machines = [c.machine for c in result.table.of(result.parts.calibrate)]
+    assert (machines.count("id_00"), machines.count("id_01")) == (10, 10)
+    few = trainer_data.table(chosen, two[:32])
+    with pytest.raises(RecordingError, match="of id_01"):
+        run(chosen, tmp_path / "c", table=few)
+
+
+def test_a_rate_that_the_scores_cannot_show_is_said(trained, tmp_path):
+    """Sixteen scores asked for one in a thousand are warned of, with a rate nearer to what they carry."""
+    first = trained["indicator"]
+    chosen = small(
+        tmp_path, model="indicator", features=[{"kind": "time_domain", "names": ["rms"]}], context={"over": "frames"},
+        score={"kind": "indicator", "feature": "rms"}, threshold={"false_alarm_rate": 1e-3},
+    )  # fmt: skip
+    result = run(chosen, tmp_path / "b", table=first.table)
+    assert any("16 scores cannot show a rate of 0.001" in w and "0.01" in w for w in result.warnings)
+    assert not any("cannot show" in w for w in first.warnings)
+
+
+def test_files_of_two_rates_are_refused_by_name(tmp_path, monkeypatch, capsys):
+    """Two sampling rates in one folder end the command with both files and both rates."""
+    noise = np.random.default_rng(0).standard_normal(4000)
+    write_wav(tmp_path / "a.wav", noise)
+    write_wav(tmp_path / "b.wav", noise, fs=8000)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit", "--model", "indicator", "--data", "."]) == 1
+    said = capsys.readouterr().err
+    assert "a.wav was sampled at 4000 Hz" in said
+    assert "b.wav at 8000 Hz" in said
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, trained, capsys):
+    """An output below a plain file ends with the path on stderr and code 1, for fit and report alike."""
+    (tmp_path / "file").touch()
+    write_wav(tmp_path / "a.wav", np.zeros(4000))
+    inside = str(tmp_path / "file" / "x" / "y")
+    assert cli.main(["fit", "--model", "indicator", "--data", str(tmp_path / "a.wav"), "--out", inside]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    bundle = str(trained["indicator"].bundle.path)
+    assert cli.main(["report", "--bundle", bundle, "-o", inside]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    there = tmp_path / "new" / "folder" / "r.html"
+    assert cli.main(["report", "--bundle", bundle, "-o", str(there)]) == 0
+    assert there.is_file()
+
+
+def write_wav(path, x, fs=FS):
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
-        out.setframerate(int(FS))
+        out.setframerate(int(fs))
         out.writeframes((np.clip(x / 8, -1, 1) * 32767).astype("<i2").tobytes())
 
 

@@ -100,3 +100,27 @@ def test_fewer_anomalies_than_wanted_are_used_and_said():
     assert len(parts.anomalies) == 2
     assert "5" in parts.note
     assert "2" in parts.note
+
+
+@pytest.mark.parametrize(("recordings", "expected"), [(20, 10), (15, 10), (60, 18), (12, 4)])
+def test_calibration_grows_to_what_the_limit_needs_where_nothing_is_said(recordings, expected):
+    """Of 20 clips ten calibrate instead of six; 60 keep 0.3; 12 cannot give ten beside a third that trains."""
+    parts = split(
+        table([1] * recordings), Split(), validation=0.15, seed=0, enough=lambda part: len(part) >= 10
+    )
+    assert len(parts.calibrate) == expected
+    assert len(parts.train) + len(parts.validation) == recordings - expected
+    assert parts.train.size
+
+
+def test_a_split_that_was_asked_for_stays():
+    """Given parts are kept, whether they suffice or not."""
+    how = Split(train=(0.0, 0.7), calibrate=(0.7, 1.0))
+    parts = split(table([1] * 20), how, validation=0.0, seed=0, enough=lambda part: len(part) >= 10)
+    assert len(parts.calibrate) == 6
+
+
+def test_one_long_recording_calibrates_on_enough_windows():
+    """Where time is cut, calibration grows too: 10 of 24 windows instead of 7."""
+    parts = split(table([24]), Split(), validation=0.0, seed=0, enough=lambda part: len(part) >= 10)
+    assert (parts.by, len(parts.calibrate)) == ("time", 10)

@@ -6,8 +6,10 @@ Results go to stdout, everything else to stderr. Exit codes: 0 well, 1 failed, 2
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edge_agent import thresholds
 from edge_agent.errors import ConfigError, EdgeAgentError
 from trainer import architectures, recipe
 from trainer.fit import Progress
 from trainer.recipe import Recipe, Source
+from trainer.words import counted, detection, shown
 
 OK, FAILED, USAGE, BAD_RECIPE = 0, 1, 2, 78
 
@@ -35,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_RECIPE
     except EdgeAgentError as error:
         print(f"edge-trainer: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        # A folder that cannot be written, a full disk: the system's words and the path say it.
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(f"edge-trainer: {place}{error.strerror or error}; nothing more was written", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("edge-trainer: interrupted; nothing was written", file=sys.stderr)
@@ -54,17 +65,48 @@ def _parser() -> argparse.ArgumentParser:
         epilog="defaults\n" + (inspect.getdoc(recipe.default_mapping) or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    fit.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.yaml")
-    fit.add_argument("--model", choices=(*architectures.names(), "indicator"), help="instead of a recipe")
-    fit.add_argument("--data", type=Path, metavar="PATH", help="recordings; overrides the recipe's")
+    fit.add_argument(
+        "recipe",
+        nargs="?",
+        type=Path,
+        metavar="RECIPE.yaml",
+        help="everything about the run in one file (docs/recipes.md); or give --model and --data",
+    )
+    fit.add_argument(
+        "--model",
+        choices=(*architectures.names(), "indicator"),
+        help="instead of a recipe: the model with the defaults below; indicator is one feature, no network",
+    )
+    fit.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="file or folder of recordings (docs/recordings.md); overrides the recipe's",
+    )
     fit.add_argument("--fs", type=float, metavar="HZ", help="sampling rate, for files that state none")
     fit.add_argument(
         "--channel", type=int, action="append", metavar="N", help="0-based; may be repeated; default all"
     )
+    fit.add_argument(
+        "--method",
+        choices=thresholds.METHODS,
+        help="how the limit is fitted; default the recipe's, else gamma",
+    )
+    fit.add_argument(
+        "--false-alarm-rate",
+        type=float,
+        metavar="P",
+        help="share of healthy windows above the limit, 1e-6 to 0.5; default the recipe's, else 0.001",
+    )
     fit.add_argument("--out", type=Path, metavar="DIR", help="the bundle; default models/NAME")
-    fit.add_argument("--seed", type=int, metavar="N", help="overrides the recipe's")
-    fit.add_argument("--epochs", type=int, metavar="N", help="overrides the recipe's")
-    fit.add_argument("--plots", type=Path, metavar="DIR", help="default out/NAME")
+    fit.add_argument("--seed", type=int, metavar="N", help="of the training; default the recipe's, else 0")
+    fit.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the data, at most; default the recipe's, else 100",
+    )
+    fit.add_argument("--plots", type=Path, metavar="DIR", help="folder for PNG files; default out/NAME")
     fit.add_argument("--json", action="store_true", help="one JSON object on stdout")
     fit.set_defaults(run=_fit)
     evaluate = commands.add_parser(
@@ -72,19 +114,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     report = commands.add_parser("report", help="one self-contained HTML page")
     for command in (evaluate, report):
-        command.add_argument("--bundle", type=Path, required=True, metavar="DIR")
-        command.add_argument("--data", type=Path, required=command is evaluate, metavar="PATH")
-        command.add_argument("--labels", type=Path, metavar="CSV", help="columns file,label[,onset]")
+        command.add_argument(
+            "--bundle",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="folder that fit wrote, such as models/NAME",
+        )
+        command.add_argument(
+            "--data",
+            type=Path,
+            required=command is evaluate,
+            metavar="PATH",
+            help="file or folder of recordings (docs/recordings.md)"
+            + ("" if command is evaluate else "; without it the page shows the training only"),
+        )
+        command.add_argument(
+            "--labels",
+            type=Path,
+            metavar="CSV",
+            help="columns file,label[,onset]; label is normal or anomaly; default by file or folder names",
+        )
         command.add_argument(
             "--fs", type=float, metavar="HZ", help="sampling rate, for files that state none"
         )
         command.add_argument(
-            "--channel", type=int, action="append", metavar="N", help="0-based; may be repeated"
+            "--channel", type=int, action="append", metavar="N", help="0-based; may be repeated; default all"
         )
         command.add_argument("--machine", metavar="ID", help="of all recordings, where names do not say it")
     evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
     evaluate.set_defaults(run=_evaluate)
-    report.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.html")
+    report.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.html", help="the page to write"
+    )
     report.set_defaults(run=_report)
     return parser
 
@@ -92,19 +154,24 @@ def _parser() -> argparse.ArgumentParser:
 def _fit(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     chosen = _chosen(args, parser)
     out = args.out or Path("models") / chosen.name
+    pictures = args.plots or Path("out") / chosen.name
+    # Before minutes of training, not after them.
+    for folder in (out.parent, pictures):
+        _make(folder)
     from trainer import report
     from trainer.run import run
 
     with _progress() as progress:
         result = run(chosen, out, progress=progress)
-    pictures = args.plots or Path("out") / chosen.name
-    pictures.mkdir(parents=True, exist_ok=True)
     for name, png in report.images(result.bundle).items():
         (pictures / f"{name}.png").write_bytes(png)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     manifest = result.manifest
     size = sum(p.stat().st_size for p in out.iterdir())
+    # What stopped the training early and the labelled anomalies have shaped the network too.
+    learnt = np.concatenate([result.parts.train, result.parts.validation, result.parts.anomalies])
+    learnt_on = len(np.unique(result.table.recording[learnt])) if manifest.model != "indicator" else 0
     summary = {
         "bundle": str(out),
         "version": manifest.version,
@@ -113,6 +180,9 @@ def _fit(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         "bytes": size,
         "threshold": round(manifest.threshold.value, 6),
         "calibration_windows": len(result.scores),
+        "recordings": len(result.table.clips),
+        "trained_on": learnt_on,
+        "channels": manifest.features.n_channels,
         "parity": {k: round(v, 6) for k, v in manifest.quantization.parity.items()},
         "warnings": list(result.warnings),
         "plots": str(pictures),
@@ -120,8 +190,17 @@ def _fit(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if args.json:
         print(json.dumps(summary))
     else:
-        print(f"{out}: {manifest.model} {manifest.quantization.type}, {size / 1000:.0f} kB, limit {summary['threshold']:g} "
-              f"from {len(result.scores)} healthy windows; plots in {pictures}")  # fmt: skip
+        limit = manifest.threshold
+        kind = manifest.model + (
+            f" {manifest.quantization.type}" if manifest.quantization.type != "none" else ""
+        )
+        trained = f"trained on {learnt_on} of " if manifest.model != "indicator" else ""
+        print(
+            f"{out}: {kind}, {size / 1000:.0f} kB, limit {limit.value:.3g} ({limit.method}, {limit.false_alarm_rate:g}) "
+            f"from {counted(limit.n, 'healthy window')}{' of ' + manifest.classes[0] if manifest.classes else ''}; "
+            f"{trained}{counted(len(result.table.clips), 'recording')}, {counted(manifest.features.n_channels, 'channel')}; "
+            f"plots in {pictures}"
+        )
     return OK
 
 
@@ -149,12 +228,22 @@ def _chosen(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Recipe
     else:
         if args.data is None:
             parser.error("fit --model needs --data PATH")
+        if not args.data.exists():
+            parser.error(f"--data {args.data} does not exist")
         fallback = f"{re.sub(r'[^a-z0-9_-]+', '-', args.data.stem.lower())}-{args.model.replace('_', '-')}"
         name = args.out.name if args.out is not None else fallback
         mapping = recipe.default_mapping(name, args.model, args.data, args.fs)
         if args.channel is not None:
             mapping["data"]["channels"] = args.channel
         chosen = recipe.parse(mapping)
+    if args.method is not None:
+        chosen = replace(chosen, threshold=replace(chosen.threshold, method=args.method))
+    if args.false_alarm_rate is not None:
+        if not 1e-6 <= args.false_alarm_rate <= 0.5:
+            parser.error(
+                f"--false-alarm-rate is {args.false_alarm_rate:g}; expected 1e-6 to 0.5, a share of windows"
+            )
+        chosen = replace(chosen, threshold=replace(chosen.threshold, false_alarm_rate=args.false_alarm_rate))
     if args.seed is not None:
         chosen = replace(chosen, train=replace(chosen.train, seed=args.seed))
     if args.epochs is not None:
@@ -167,29 +256,49 @@ def _evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     labels = read_labels(args.labels) if args.labels else None
     result = evaluate(args.bundle, _recordings(args), labels=labels)
+    _say_unlabelled(result)
     if args.json:
         print(json.dumps(result))
         return OK
     machines, detections = result.pop("machines", []), result.pop("detections", [])
     for key, value in result.items():
-        print(f"{key:22} {value}")
+        print(f"{key:22} {shown(value)}")
     for found in detections:
-        delay = f"event {found['delay_s']:g} s after the fault began" if found["found"] else "no event"
-        print(f"{'detection':22} {delay}")
+        print(f"{'detection':22} {detection(found)}")
     for row in machines:
-        print(f"  {row['machine']:12} AUC {row['auc']}  pAUC {row['pauc']}  windows {row['windows']}")
+        print(
+            f"  {row['machine']:12} AUC {shown(row['auc'])}  pAUC {shown(row['pauc'])}  windows {row['windows']}"
+        )
     return OK
+
+
+def _say_unlabelled(result: Mapping[str, Any]) -> None:
+    if n := result["unlabelled"]:
+        print(
+            f"{counted(n, 'recording')} carr{'ies' if n == 1 else 'y'} no label: put normal or anomaly into the file or "
+            "folder name, or give --labels CSV with columns file,label[,onset] where label is normal or anomaly",
+            file=sys.stderr,
+        )
+
+
+def _make(folder: Path) -> None:
+    """Create a folder to write into; an OSError names the path where that cannot be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "is not writable", str(folder))
 
 
 def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from trainer import report
     from trainer.evaluate import evaluate, read_labels, score_labelled
 
+    _make(args.output.parent)
     scored: list[Any] = []
     figures = None
     if args.data is not None:
         labels = read_labels(args.labels) if args.labels else None
         figures = evaluate(args.bundle, _recordings(args), labels=labels)
+        _say_unlabelled(figures)
         groups = score_labelled(args.bundle, _recordings(args), labels)
         scored = [s for members in groups.values() for s in members]
     args.output.write_text(report.page(args.bundle, scored, figures), encoding="utf-8")

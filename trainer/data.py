@@ -9,6 +9,7 @@ makes the bundle's golden windows: no recorded sample leaves the workstation.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -118,6 +119,7 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
     counts, all shorter than one window.
     """
     if found is None:
+        _check_rates(recipe)
         found = (pair for source in recipe.data for pair in recordings(source))
     features: FeatureSet | None = None
     clips: list[Clip] = []
@@ -137,7 +139,7 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
                 )
                 raise ConfigError(recipe.origin, [problem]) from error
         spec = features.spec
-        if not np.isclose(recording.fs_hz, spec.fs_hz, rtol=1e-3):
+        if not _same_rate(recording.fs_hz, spec.fs_hz):
             raise RecordingError(
                 f"{recording.name}: {recording.fs_hz:g} Hz, but the recordings before it have {spec.fs_hz:g} Hz; "
                 "expected one sampling rate: resample the file or leave it out"
@@ -177,6 +179,23 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
         tuple(clips),
         np.sqrt(np.asarray(power) / max(n_spectra, 1)),
     )
+
+
+def _check_rates(recipe: Recipe) -> None:
+    """Refuse files of several sampling rates by their headers, before minutes go into the first of them."""
+    first: Recording | None = None
+    for source in recipe.data:
+        for recording, _ in recordings(source):
+            first = first or recording
+            if not _same_rate(recording.fs_hz, first.fs_hz):
+                raise RecordingError(
+                    f"{first.path} was sampled at {first.fs_hz:g} Hz, {recording.path} at {recording.fs_hz:g} Hz; "
+                    "expected one sampling rate: resample the files of one kind or leave them out"
+                )
+
+
+def _same_rate(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-3)
 
 
 def surrogate(of: Table, rng: np.random.Generator) -> F32:

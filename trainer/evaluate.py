@@ -7,6 +7,7 @@ recordings ─► Judge (features, TFLite, score) ─► AUC, pAUC        anomal
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,18 @@ def _is_number(text: str) -> bool:
 
 
 def score_recordings(bundle: Bundle, found: Iterable[tuple[Recording, Clip]]) -> list[Scored]:
-    """Every recording through the agent's own pipeline; each begins with an empty history."""
+    """Every recording through the agent's own pipeline; each begins with an empty history.
+
+    Raises RecordingError for a recording of another sampling rate or number of channels than the bundle's.
+    """
     out = []
+    fs_hz = bundle.manifest.features.fs_hz
     for recording, clip in found:
+        if not math.isclose(recording.fs_hz, fs_hz, rel_tol=1e-3):
+            raise RecordingError(
+                f"{recording.path}: was sampled at {recording.fs_hz:g} Hz; expected {fs_hz:g} Hz, the rate "
+                f"{bundle.path} was trained for: resample the recording, or train a bundle for its rate"
+            )
         rows = [m for m in score_recording(bundle, recording) if m.score is not None and m.ratio is not None]
         out.append(
             Scored(
@@ -203,6 +213,7 @@ def evaluate(
         "model": manifest.model,
         "quantization": manifest.quantization.type,
         "recordings": len(every),
+        "unlabelled": sum(not _known(_truth(s, labels)) for s in every),
     }
     result |= figures(every, hop_s, labels, policy)
     if rows:
@@ -222,16 +233,17 @@ def figures(
     """AUC, pAUC and alarm figures of some recordings; None where the labels do not allow a figure.
 
     Recordings without an onset are one sequence in their order, normal ones first; where one turns (onset),
-    it is a sequence of its own.
+    it is a sequence of its own. Recordings of which nothing is known count as windows and nowhere else.
     """
+    n_windows = sum(len(s.end) for s in scored)
+    scored = [s for s in scored if _known(_truth(s, labels))]
     truths = [_truth(s, labels) for s in scored]
     flags = [
         np.full(len(s.end), t.label == "anomaly") if t.onset is None else s.end > t.onset
         for s, t in zip(scored, truths, strict=True)
     ]
-    known = [t.label is not None or t.onset is not None for t in truths]
-    scores = np.concatenate([s.ratio for s, k in zip(scored, known, strict=True) if k] or [np.zeros(0)])
-    anomalous = np.concatenate([f for f, k in zip(flags, known, strict=True) if k] or [np.zeros(0, bool)])
+    scores = np.concatenate([s.ratio for s in scored] or [np.zeros(0)])
+    anomalous = np.concatenate(flags or [np.zeros(0, bool)])
     normal = [s.ratio[~f] for s, f in zip(scored, flags, strict=True)]
     n_normal = sum(len(r) for r in normal)
     every_s = [_every_s(s, hop_s) for s in scored]
@@ -260,10 +272,10 @@ def figures(
         if flag.any():
             hit = next((i for i in raised if flag[i]), None)
             begin = onset if onset is not None else float(ends[int(np.argmax(flag))]) - hop_s
-            delays.append({"found": hit is not None, "delay_s": None if hit is None else round(float(ends[hit]) - begin, 3),
+            delays.append({"found": hit is not None, "onset": None if onset is None else rfc3339(onset), "delay_s": None if hit is None else round(float(ends[hit]) - begin, 3),
                            "event": None if hit is None else rfc3339(float(ends[hit]))})  # fmt: skip
     return {
-        "windows": int(sum(len(s.end) for s in scored)),
+        "windows": n_windows,
         "normal_windows": n_normal,
         "anomalous_windows": int(sum(f.sum() for f in flags)),
         "auc": _rounded(auc(scores, anomalous)),
@@ -289,6 +301,10 @@ def _labelled(clip: Clip, labels: Mapping[str, Truth] | None) -> Clip:
 
 def _truth(scored: Scored, labels: Mapping[str, Truth] | None) -> Truth:
     return (labels or {}).get(Path(scored.clip.name).name, Truth(scored.clip.label))
+
+
+def _known(truth: Truth) -> bool:
+    return truth.label is not None or truth.onset is not None
 
 
 def _machine(classes: tuple[str, ...], clip: Clip, path: Path) -> str:

@@ -7,6 +7,7 @@ Every mistake is found in one pass and reported with its key, its value and what
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +19,15 @@ import yaml
 from edge_agent import features, thresholds
 from edge_agent.errors import ConfigError, Problem
 from edge_agent.features import Context, Family
+from edge_agent.recordings import open_recordings
 from edge_agent.scoring import ScoreRule
 from trainer import architectures
 
 QUANTIZE = ("int8", "float16", "float32")
 SIMULATORS = ("demo", "fan")
 SPLIT_BY = ("auto", "time", "recording", "machine")
+#: The parts of the data that train and calibrate where a recipe gives one of the two only.
+TRAIN, CALIBRATE = (0.0, 0.7), (0.7, 1.0)
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -77,13 +81,15 @@ class Split:
     by        : "time" cuts once through time; "recording" and "machine" deal out whole recordings or
                 machines; "auto" is "recording" where there are at least ten healthy ones, else "time"
     train, calibrate : two numbers [from, to) each: whole numbers are counts (windows in time order,
-                recordings), numbers up to 1 with a decimal point are shares; for "machine" also lists of ids
+                recordings), numbers up to 1 with a decimal point are shares; for "machine" also lists of ids.
+                Where neither is given 0.7 of the data train and the rest calibrates, or up to 2/3 of them
+                where the limit needs as many; one alone leaves the other at 0.0 to 0.7 or 0.7 to 1.0
     anomalies : labelled anomalous recordings that `weak_ae` may learn from
     """
 
     by: str = "auto"
-    train: tuple[float, float] | tuple[str, ...] = (0.0, 0.7)
-    calibrate: tuple[float, float] | tuple[str, ...] = (0.7, 1.0)
+    train: tuple[float, float] | tuple[str, ...] | None = None
+    calibrate: tuple[float, float] | tuple[str, ...] | None = None
     anomalies: int = 0
 
 
@@ -160,15 +166,25 @@ def is_sound(model: str, path: Path | None) -> bool:
     return any(p.suffix.lower() in _AUDIO_SUFFIXES for p in path.rglob("*"))
 
 
+def frame_length(fs_hz: float) -> int:
+    """Samples of 64 ms, at least 512, rounded up to a power of two: 1024 at 16 kHz, 4096 at 44.1 kHz."""
+    return 1 << math.ceil(math.log2(max(512.0, 0.064 * fs_hz)) - 1e-9)
+
+
 def default_mapping(name: str, model: str, path: Path, fs_hz: float | None) -> dict[str, Any]:
     """The recipe of `fit --model NAME --data PATH --fs HZ`, as the mapping that a YAML file would give.
 
     vibration : windows of 8192 points without overlap; six statistics and eight band powers that share
                 the spectrum up to 0.45 fs (all logarithmic); `lstm_ae` sees the last 8 windows;
                 `indicator` is the RMS
-    sound     : windows of 10 s; `weak_ae` 128 mels × 32 frames of 2048 points; `mobilenet_v2` 128 mels ×
-                64 frames of 1024 points; `dense_ae` 128 mels × 5 frames (the DCASE baseline's);
+    sound     : windows of 10 s in frames of 64 ms or a little more (a power of two: 1024 points at 16 kHz,
+                4096 at 44.1 and 48 kHz) every half; `weak_ae` 128 mels × 32 frames of twice the length;
+                `mobilenet_v2` 128 mels × 64 frames; `dense_ae` 128 mels × 5 frames (the DCASE baseline's);
                 `lstm_ae` 32 mels × 32 frames
+    split     : 0.7 train, of which 0.15 stop the training early, 0.3 calibrate; more, up to 2/3, where
+                0.3 are less than the limit needs (10 windows)
+
+    Where `fs_hz` is not given, the rate of the first recording is taken. RecordingError where there is none.
     """
     recipe: dict[str, Any] = {"name": name, "model": model, "data": {"path": str(path)}}
     if fs_hz is not None:
@@ -180,10 +196,12 @@ def default_mapping(name: str, model: str, path: Path, fs_hz: float | None) -> d
         recipe["score"] = {"kind": "indicator", "feature": "rms"}
     elif sound:
         recipe["window"] = {"duration_s": 10.0}
-        mel = {"kind": "log_mel", "n_fft": 1024, "hop": 512, "n_mels": 128}
+        # As log_mel's own defaults, written out: the recipe says what was trained.
+        n_fft = frame_length(fs_hz or next(open_recordings(path)).fs_hz)
+        mel = {"kind": "log_mel", "n_fft": n_fft, "hop": n_fft // 2, "n_mels": 128}
         context = {"over": "frames", "width": 5, "hop": 5}
         if model == "weak_ae":
-            mel["n_fft"], context = 2048, {"over": "frames", "width": 32, "hop": 32}
+            mel["n_fft"], context = 2 * n_fft, {"over": "frames", "width": 32, "hop": 32}
         elif model == "mobilenet_v2":
             context = {"over": "frames", "width": 64, "hop": 32}
         elif model == "lstm_ae":
@@ -478,27 +496,25 @@ def _score(r: _Reader, model: str) -> ScoreRule:
 
 def _split(r: _Reader) -> Split:
     by = r.text("by", default="auto", check=lambda s: s in SPLIT_BY, expected=f"one of {', '.join(SPLIT_BY)}")
-    default = Split()
-    split = Split(
-        by or "auto",
-        _range(r, "train", default.train, by),
-        _range(r, "calibrate", default.calibrate, by),
-        r.number("anomalies", 0, 0, 100_000, whole=True),
-    )
-    numbers = [p for p in (split.train, split.calibrate) if not isinstance(p[0], str)]
-    if len(numbers) == 2 and max(numbers[0][0], numbers[1][0]) < min(numbers[0][1], numbers[1][1]):
-        r.bad(r.key("calibrate"), list(split.calibrate), f"no overlap with train {list(split.train)}")
-    ids = [p for p in (split.train, split.calibrate) if isinstance(p[0], str)]
-    if len(ids) == 2 and set(ids[0]) & set(ids[1]):
-        r.bad(r.key("calibrate"), list(split.calibrate), f"no machine of train {list(split.train)}")
+    train, calibrate = _range(r, "train", by), _range(r, "calibrate", by)
+    if train is not None or calibrate is not None:
+        train, calibrate = train or TRAIN, calibrate or CALIBRATE
+        parts = (train, calibrate)
+        if all(not isinstance(p[0], str) for p in parts) and max(train[0], calibrate[0]) < min(
+            train[1], calibrate[1]
+        ):
+            r.bad(r.key("calibrate"), list(calibrate), f"no overlap with train {list(train)}")
+        if all(isinstance(p[0], str) for p in parts) and set(train) & set(calibrate):
+            r.bad(r.key("calibrate"), list(calibrate), f"no machine of train {list(train)}")
+    split = Split(by or "auto", train, calibrate, r.number("anomalies", 0, 0, 100_000, whole=True))
     r.finish()
     return split
 
 
-def _range(r: _Reader, key: str, default: Any, by: str) -> Any:
+def _range(r: _Reader, key: str, by: str) -> Any:
     value = r.get(key)
     if value is None:
-        return default
+        return None
     if by == "machine" and isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         return tuple(value)
     if (
@@ -510,7 +526,7 @@ def _range(r: _Reader, key: str, default: Any, by: str) -> Any:
     ):
         return tuple(value)
     r.bad(r.key(key), value, "[from, to): two counts such as [0, 150] or two shares such as [0.0, 0.7]")
-    return default
+    return None
 
 
 def _training(r: _Reader, model: str) -> Training:

@@ -30,9 +30,14 @@ from trainer.export import ExportError
 from trainer.fit import History, Progress
 from trainer.recipe import Recipe
 from trainer.splits import Parts
+from trainer.words import counted
 
 #: The gates of an int8 model: the residual must span this many steps of the output, and scores keep their order.
 MIN_STEPS, MIN_SPEARMAN, MAX_AUC_LOSS = 2.0, 0.99, 0.01
+#: Healthy scores that a limit needs, of each machine where the model knows machines.
+MIN_SCORES = dict.fromkeys(thresholds.METHODS, 10) | {"pot": 10 * thresholds.POT_MIN_EXCESSES}
+#: Below as many calibration scores a rate far below one in their number is warned of.
+FEW_SCORES = 50
 #: Patches from which the converter learns the int8 ranges.
 REPRESENTATIVE = 256
 _GOLDEN_HISTORIES = 8
@@ -80,7 +85,13 @@ def run(
     Raises ConfigError for a recipe that its data contradict, RecordingError for data that cannot be used.
     """
     table = make_table(recipe) if table is None else table
-    parts = splits.split(table, recipe.split, validation=_validation(recipe), seed=recipe.train.seed)
+    parts = splits.split(
+        table,
+        recipe.split,
+        validation=_validation(recipe),
+        seed=recipe.train.seed,
+        enough=lambda part: _fewest(recipe, table, part)[1] >= _needed(recipe),
+    )
     spec = replace(table.spec, context=recipe.context)
     if recipe.model != "indicator":
         learnt_on = np.concatenate([parts.train, parts.validation])
@@ -93,6 +104,7 @@ def run(
     vectors = features.standardise(table.vectors)
     classes = _classes(recipe, table, parts)
     rule = _rule(recipe, features.names, len(classes))
+    _check_enough(recipe, table, parts)
     calibrate = _inputs(features, vectors, table, parts.calibrate, classes)
     warnings = [parts.note] if parts.note else []
     history: History = {}
@@ -147,6 +159,55 @@ def run(
         card=card.text(manifest, scores, None if flatbuffer is None else len(flatbuffer), warnings),
     )
     return FitResult(written, written.manifest, history, scores, tuple(warnings), table, parts, keras_model)
+
+
+def _needed(recipe: Recipe) -> int:
+    return MIN_SCORES[recipe.threshold.method]
+
+
+def _fewest(recipe: Recipe, table: Table, part: Any) -> tuple[str | None, int]:
+    """(machine, number of scores) of the limit that these windows carry worst; a classifier has one a machine."""
+    if recipe.context.over == "windows":
+        part = splits.sequences(table, part, recipe.context)[:, -1]
+    if recipe.model != "mobilenet_v2":
+        return None, len(part)
+    counts = {c.machine: 0 for c in table.clips if c.healthy}
+    for clip in table.of(part):
+        counts[clip.machine] += 1
+    machine = min(counts, key=lambda m: (counts[m], m or ""))
+    return machine, counts[machine]
+
+
+def _check_enough(recipe: Recipe, table: Table, parts: Parts) -> None:
+    """Refuse data that cannot carry the limit, before minutes of training rather than after."""
+    machine, n = _fewest(recipe, table, parts.calibrate)
+    needed = _needed(recipe)
+    if n >= needed:
+        return
+    mine = table.healthy()
+    if machine is not None:
+        mine &= np.array([c.machine == machine for c in table.clips])[table.recording]
+    windows = int(mine.sum())
+    recordings = len(np.unique(table.recording[mine]))
+    spec, history = table.spec, recipe.context.width - 1 if recipe.context.over == "windows" else 0
+    length = spec.n_samples / spec.fs_hz
+    what = counted(recordings, "healthy recording") + (f" of {machine}" if machine else "")
+    has = f"{counted(windows, 'window')} of {length:.4g} s"
+    if recipe.split.train is not None:
+        mend = f"change split.calibrate ({recipe.split.calibrate}), which is a part of them, or record more"
+    else:
+        # Calibration takes at most two thirds; overlapping windows at the cut are lost to both parts.
+        wanted = math.ceil(1.5 * (needed + history)) + math.ceil(spec.n_samples / spec.hop_samples) - 1
+        if recordings == windows and windows > 1:
+            mend = f"give at least {wanted} such recordings"
+        else:
+            mend = f"give about {length + (wanted - 1) * spec.hop_samples / spec.fs_hz:.3g} s ({wanted} windows) in all"
+    method = recipe.threshold.method
+    raise RecordingError(
+        f"{recipe.origin}: {what} ({has}) leave{'s' if recordings == 1 else ''} {counted(n, 'healthy window')} for "
+        f"calibration; at least {needed} are needed for a {method} limit, beside those that train: {mend}; or choose a "
+        "shorter window" + (", or another threshold method" if method == "pot" else "")
+    )
 
 
 def _validation(recipe: Recipe) -> float:
@@ -228,10 +289,23 @@ def _thresholds(
         except ValueError as error:
             where = f"{recipe.origin}: calibration" + (f" of {name}" if name else "")
             raise RecordingError(f"{where}: {error}") from error
-        if limit.warning:
-            warnings.append(f"{name}: {limit.warning}" if name else limit.warning)
+        for said in (limit.warning, _extrapolated(limit)):
+            if said:
+                warnings.append(f"{name}: {said}" if name else said)
         fitted.append(limit)
     return fitted
+
+
+def _extrapolated(limit: Threshold) -> str | None:
+    """A sentence where few scores are asked for a rate far below one in their number."""
+    rate, n = limit.false_alarm_rate, limit.n
+    if limit.method == "percentile" or rate is None or n >= FEW_SCORES or rate * n >= 0.1:
+        return None
+    near = next(p for p in (1e-4, 1e-3, 1e-2, 0.1) if p * n >= 0.1)
+    return (
+        f"{n} scores cannot show a rate of {rate:g}; the limit is extrapolated; --false-alarm-rate {near:g} is nearer "
+        "to what they carry"
+    )
 
 
 # -------------------------------------------------------------------------------------------- export

@@ -10,7 +10,8 @@ calibrate on what was trained on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ import numpy as np
 from edge_agent.errors import RecordingError
 from edge_agent.features import Context
 from trainer.data import Table
-from trainer.recipe import Split
+from trainer.recipe import CALIBRATE, TRAIN, Split
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 #: "auto" deals out whole recordings from this many healthy ones on; below, it cuts through time.
 AUTO_RECORDINGS = 10
+#: Shares that train where the recipe leaves it open, the first that leaves enough to calibrate is taken. A
+#: limit that cannot be fitted is worth less than a network that has seen a third of the data.
+CUTS = (TRAIN[1], *(k / 100 for k in range(69, 33, -1)), 1 / 3)
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,18 @@ class Parts:
     note: str = ""
 
 
-def split(table: Table, how: Split, *, validation: float, seed: int) -> Parts:
+def split(
+    table: Table,
+    how: Split,
+    *,
+    validation: float,
+    seed: int,
+    enough: Callable[[Indices], bool] = lambda calibrate: True,
+) -> Parts:
     """Deal out the healthy windows of a table, and `how.anomalies` faulty recordings.
 
+    enough : whether these windows can calibrate; where `how` gives neither part, calibration grows from
+             0.3 to 2/3 of the data until they can, and stays at 0.3 where they never do
     Raises RecordingError, with the numbers, where a part would be empty.
     """
     healthy = table.healthy()
@@ -51,10 +64,21 @@ def split(table: Table, how: Split, *, validation: float, seed: int) -> Parts:
     by = how.by
     if by == "auto":
         by = "recording" if n_recordings >= AUTO_RECORDINGS else "time"
-    if by == "time":
-        train, held, calibrate = _by_time(table, how, np.flatnonzero(healthy), validation)
+
+    def deal(how: Split) -> tuple[Indices, Indices, Indices]:
+        if by == "time":
+            return _by_time(table, how, np.flatnonzero(healthy), validation)
+        return _by_unit(table, how, by, healthy, validation, seed)
+
+    if how.train is None and how.calibrate is None:
+        for cut in (*CUTS, CUTS[0]):
+            train, held, calibrate = deal(replace(how, train=(0.0, cut), calibrate=(cut, 1.0)))
+            if train.size and calibrate.size and enough(calibrate):
+                break
     else:
-        train, held, calibrate = _by_unit(table, how, by, healthy, validation, seed)
+        train, held, calibrate = deal(
+            replace(how, train=how.train or TRAIN, calibrate=how.calibrate or CALIBRATE)
+        )
     for name, part in (("train", train), ("calibrate", calibrate)):
         if not part.size:
             hint = (
