@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,37 @@ def _interpreter_class() -> tuple[Any, str]:
     )
 
 
+#: What the runtime's C++ code says on stderr of every model, whatever log level it is given.
+_CHATTER = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU."
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep the runtime's one line about its delegate off stderr: it precedes every answer of every command.
+
+    The line is written by C++ to file descriptor 2 itself, so that is turned into a file meanwhile. All
+    else that was written, by whichever thread, follows at the end, so a refused model still says why.
+    """
+    with ExitStack() as stack:
+        try:
+            stderr = os.dup(2)
+            stack.callback(os.close, stderr)
+            said = stack.enter_context(tempfile.TemporaryFile())
+        except OSError:
+            # stderr is closed, or there is no folder for temporary files: the line may stand.
+            yield
+            return
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            said.seek(0)
+            rest = b"".join(line for line in said if line.rstrip() != _CHATTER)
+            if rest:
+                os.write(2, rest)
+
+
 def operators(flatbuffer: bytes) -> tuple[str, ...]:
     """Names of the model's operators, as the runtime lists them; for export checks and cards."""
     interpreter = _load(flatbuffer)
@@ -45,7 +79,8 @@ def _load(flatbuffer: bytes) -> Any:
         )
     cls, _ = _interpreter_class()
     try:
-        return cls(model_content=flatbuffer, num_threads=1)
+        with _without_chatter():
+            return cls(model_content=flatbuffer, num_threads=1)
     except Exception as error:
         raise BundleError(f"the TFLite runtime refuses model.tflite: {error}") from error
 
@@ -77,9 +112,10 @@ class TFLiteModel:
                 f"model.tflite has a fixed batch of {signature[0]}; a window gives {n_patches} patches"
             )
         try:
-            if signature[0] == -1 and self._batch != int(inputs[0]["shape"][0]):
-                self._interpreter.resize_tensor_input(inputs[0]["index"], [self._batch, *signature[1:]])
-            self._interpreter.allocate_tensors()
+            with _without_chatter():
+                if signature[0] == -1 and self._batch != int(inputs[0]["shape"][0]):
+                    self._interpreter.resize_tensor_input(inputs[0]["index"], [self._batch, *signature[1:]])
+                self._interpreter.allocate_tensors()
         except Exception as error:
             raise BundleError(f"the TFLite runtime cannot prepare model.tflite: {error}") from error
         self._input = self._interpreter.get_input_details()[0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,40 @@ def test_a_broken_bundle_is_refused_by_name(tmp_path: Path, what: str) -> None:
     with pytest.raises(BundleError, match=says) as caught:
         bundles.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shell", "says"),
+    [("", "refused: True\nother\n"), ("2>&-", ""), ("NOWHERE=1", None)],
+    ids=["open", "closed", "no temporary folder"],
+)
+def test_loading_a_model_says_nothing_of_its_own(shell: str, says: str | None) -> None:
+    """The runtime's line about its delegate is swallowed and what others write meanwhile is not; a closed
+    stderr, or no folder for temporary files, changes nothing but that."""
+    code = (
+        "import os, tempfile\nfrom pathlib import Path\nfrom edge_agent import bundle, inference\n"
+        "if os.environ.get('NOWHERE'):\n    tempfile.tempdir = '/dev/null/none'\n"
+        f"bundle.load(Path({str(DEMO)!r}))\n"
+        "try:\n    inference.operators(b'    TFL3 cut off')\nexcept bundle.BundleError:\n"
+        "    print('loaded')\n"
+        "with inference._without_chatter():\n"
+        "    if os.environ.get('SAY'):\n"
+        "        os.write(2, b'refused: True\\n' + inference._CHATTER + b'\\nother\\n')\n"
+    )
+    environment, redirect = (shell, "") if "=" in shell else ("", shell)
+    say = "SAY=1" if says else ""
+    command = f"{say} {environment} exec {sys.executable} -c \"$CODE\" {redirect}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "CODE": code},
+        cwd=DEMO.parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "loaded\n"
+    if says is not None:
+        assert done.stderr.removeprefix("ERROR: The model is not a valid Flatbuffer buffer\n") == says
 
 
 def test_a_bundle_for_another_rate_or_channel_count_is_refused() -> None:
