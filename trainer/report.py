@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy as np
 from edge_agent import bundle as bundles
 from edge_agent.bundle import Bundle
 from edge_agent.signals import F64
-from trainer import plots
+from trainer import card, plots
 from trainer.evaluate import Scored
+from trainer.words import detection, shown
 
 _STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}\
@@ -45,9 +45,13 @@ def page(path: Path, scored: Iterable[Scored] = (), figures: dict[str, Any] | No
     """The HTML page of the bundle in `path`."""
     bundle = bundles.load(path)
     manifest = bundle.manifest
+    warnings = [str(w) for w in manifest.training.get("warnings", ())]
+    # Written anew in place of CARD.md, which may come from an earlier version.
+    network = path / bundles.MODEL
+    size = network.stat().st_size if network.exists() else None
     rows = [
         line.strip("| ").split(" | ", 1)
-        for line in (path / bundles.CARD).read_text().splitlines()
+        for line in card.text(manifest, bundle.calibration, size, warnings).splitlines()
         if line.startswith("| ")
     ]
     table = "".join(
@@ -57,17 +61,37 @@ def page(path: Path, scored: Iterable[Scored] = (), figures: dict[str, Any] | No
         f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         for name, png in images(bundle, scored).items()
     )
-    warnings = "".join(f"<li>{html.escape(w)}</li>" for w in manifest.training.get("warnings", ()))
+    listed = "".join(f"<li>{html.escape(w)}</li>" for w in warnings)
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(manifest.name)}</title>',
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(manifest.name)}</h1>",
         f"<p>version {manifest.version}, sha256 {bundle.sha256}</p><table>{table}</table>",
-        f"<h2>warnings</h2><ul>{warnings}</ul>" if warnings else "",
+        f"<h2>warnings</h2><ul>{listed}</ul>" if listed else "",
         pictures,
-        f"<h2>figures</h2><pre>{html.escape(json.dumps(figures, indent=1))}</pre>" if figures else "",
+        "<h2>figures</h2>" + _figures(figures) if figures else "",
         "</body></html>\n",
     ]
     return "".join(parts)
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    """What `evaluate` gives as tables: figures, detections in words, a row a machine."""
+    rows = [(k, shown(v)) for k, v in figures.items() if k not in ("detections", "machines")]
+    rows += [("detection", detection(found)) for found in figures["detections"]]
+    tables = [[[k.replace("_", " "), v] for k, v in rows]]
+    if machines := figures.get("machines"):
+        keys = [k for k in machines[0] if k != "detections"]
+        tables.append(
+            [[k.replace("_", " ") for k in keys], *([shown(row[k]) for k in keys] for row in machines)]
+        )
+    return "<br>".join(
+        "<table>"
+        + "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table
+        )
+        + "</table>"
+        for table in tables
+    )
 
 
 def _joined(parts: list[F64]) -> F64:
