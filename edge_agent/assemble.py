@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from edge_agent import bundle as bundles
@@ -77,15 +76,24 @@ def _pipeline(
     except BundleError as error:
         return [Problem(f"{where}.model", str(sensor.model), f"a bundle this agent can use; {error}")]
     problems: list[Problem] = []
-    try:
-        bundles.check_sensor(bundle, sensor.fs_hz, len(sensor.channels))
-    except BundleError as error:
-        spec = bundle.manifest.features
-        wrong_rate = not math.isclose(spec.fs_hz, sensor.fs_hz, rel_tol=1e-3)
-        key, value = (
-            ("fs_hz", f"{sensor.fs_hz:g}") if wrong_rate else ("channels", str(list(sensor.channels)))
+    spec = bundle.manifest.features
+    if not bundles.same_rate(spec.fs_hz, sensor.fs_hz):
+        problems.append(
+            Problem(
+                f"{where}.fs_hz",
+                f"{sensor.fs_hz:g}",
+                f"{spec.fs_hz:g}, the rate {bundle.path} was trained for",
+            )
         )
-        problems.append(Problem(f"{where}.{key}", value, str(error)))
+    if spec.n_channels != len(sensor.channels):
+        plural = "" if spec.n_channels == 1 else "s"
+        problems.append(
+            Problem(
+                f"{where}.channels",
+                str(list(sensor.channels)),
+                f"{spec.n_channels} channel{plural}, the number {bundle.path} was trained for",
+            )
+        )
     if sensor.unit is not None and bundle.manifest.unit is not None and sensor.unit != bundle.manifest.unit:
         problems.append(
             Problem(

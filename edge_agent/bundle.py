@@ -132,10 +132,15 @@ def load(path: Path, machine: str | None = None, *, golden: bool = True) -> Bund
     return bundle
 
 
+def same_rate(a_hz: float, b_hz: float) -> bool:
+    """Whether two sampling rates differ by a clock's error at most (one in a thousand)."""
+    return math.isclose(a_hz, b_hz, rel_tol=1e-3)
+
+
 def check_sensor(bundle: Bundle, fs_hz: float, n_channels: int) -> None:
     """Raise BundleError where a sensor cannot use this bundle."""
     spec = bundle.manifest.features
-    if not math.isclose(spec.fs_hz, fs_hz, rel_tol=1e-3):
+    if not same_rate(spec.fs_hz, fs_hz):
         raise BundleError(
             f"{bundle.path}: trained for {spec.fs_hz:g} Hz, the sensor has fs_hz {fs_hz:g}: "
             "train a bundle for this rate"

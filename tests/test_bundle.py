@@ -19,6 +19,7 @@ from bundles import make_indicator_bundle
 from conftest import Broker, Listener, until
 
 from edge_agent import bundle as bundles
+from edge_agent.assemble import check
 from edge_agent.errors import BundleError
 
 DEMO = Path(__file__).parents[1] / "models" / "demo-lstm-ae"
@@ -158,6 +159,15 @@ def test_a_bundle_for_another_rate_or_channel_count_is_refused() -> None:
         bundles.check_sensor(bundle, 12000.0, 1)
     with pytest.raises(BundleError, match="trained for 1 channel"):
         bundles.check_sensor(bundle, 10240.0, 3)
+
+
+def test_a_sensor_that_does_not_fit_its_bundle_is_told_in_one_sentence(tmp_path: Path) -> None:
+    """Rate and channels are each named with what came and what the bundle was trained for."""
+    path = write_plant(tmp_path, 1, {"a": {"fs_hz": 44100, "channels": [0, 1], "payload": {"format": "f32le", "n_channels": 2}}})
+    assert [str(problem) for problem in check(path)] == [
+        f"sensors.a.fs_hz: got 44100; expected 1000, the rate {tmp_path / 'rms'} was trained for",
+        f"sensors.a.channels: got [0, 1]; expected 1 channel, the number {tmp_path / 'rms'} was trained for",
+    ]
 
 
 @pytest.mark.parametrize("what", ["one bit of the model", "Flex operators", "for another fs"])
