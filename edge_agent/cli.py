@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edge_agent import __version__
-from edge_agent.errors import ConfigError, EdgeAgentError
+from edge_agent.errors import ConfigError, EdgeAgentError, TransportError
 
 if TYPE_CHECKING:
     from edge_agent.config import Config
 
 WELL, FAILED, USAGE, ALARM_ACTIVE, BAD_CONFIG = 0, 1, 2, 3, 78
+
+_NOTHING_YET = "no scores yet; the agent commits every 5 s"
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args[:1] == ["simulate"]:
             from edge_agent import simulate_files
 
-            return simulate_files.main(args[1:])
+            return simulate_files.main(args[1:], prog="edge-agent simulate")
         parsed = _parser().parse_args(args)
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
@@ -82,28 +84,29 @@ def _check(a: argparse.Namespace) -> int:
     for name, pipeline in pipelines.items():
         if pipeline.threshold.warning:
             _say(f"{a.config}: sensors.{name}: note: {pipeline.threshold.warning}")
+    bundles = {p.identity.sha256 for p in pipelines.values()}
+    if not a.json:
+        # Before the broker is tried: whether the file is well does not hang on it.
+        print(
+            f"{a.config}: well: {_count(len(pipelines), 'sensor')}, {_count(len(bundles), 'bundle')}", flush=True
+        )
+    broker, problem = f"{config.mqtt.host}:{config.mqtt.port}", None
     if a.connect:
         from edge_agent import transport
 
-        transport.probe(config.mqtt)
-    bundles = {p.identity.sha256 for p in pipelines.values()}
-    broker = f"{config.mqtt.host}:{config.mqtt.port}"
+        try:
+            transport.probe(config.mqtt)
+        except TransportError as error:
+            problem = str(error)
+            _say(problem)
+        else:
+            if not a.json:
+                print(f"broker {broker}: answers")
     if a.json:
-        _line(
-            {
-                "ok": True,
-                "path": str(a.config),
-                "sensors": sorted(pipelines),
-                "bundles": sorted(bundles),
-                "broker": broker if a.connect else None,
-            }
-        )
-    else:
-        reached = f"; the broker {broker} answers" if a.connect else ""
-        print(
-            f"{a.config}: well: {_count(len(pipelines), 'sensor')}, {_count(len(bundles), 'bundle')}{reached}"
-        )
-    return WELL
+        verdict = {"ok": problem is None, "path": str(a.config), "sensors": sorted(pipelines)}
+        verdict |= {"bundles": sorted(bundles), "broker": broker if a.connect else None}
+        _line(verdict if problem is None else {**verdict, "error": problem})
+    return WELL if problem is None else FAILED
 
 
 def _replay(a: argparse.Namespace) -> int:
@@ -165,6 +168,8 @@ def _status(a: argparse.Namespace) -> int:
     columns = _Columns(sensor=20, state=8, severity=9, since=24, shelved_until=24, ratio=9, ts=24, quality=8)
     for row in found:
         _row(a.json, columns, row, alert=row["active"])
+    if not any(row["ts"] for row in found):
+        _say(_NOTHING_YET)
     return ALARM_ACTIVE if any(row["active"] for row in found) else WELL
 
 
@@ -173,8 +178,11 @@ def _alarms(a: argparse.Namespace) -> int:
 
     config = _offline_config(a)
     columns = _Columns(alarm_id=26, sensor=20, severity=8, state=8, since=24, ended=24, events=6)
-    for row in queries.alarms(config.database, a.sensor, a.limit):
+    found = queries.alarms(config.database, a.sensor, a.limit)
+    for row in found:
         _row(a.json, columns, row, alert=row["state"] in queries.ACTIVE)
+    if not found:
+        _say("no alarms" if a.sensor is None else f"no alarms of {a.sensor}")
     return WELL
 
 
@@ -183,8 +191,13 @@ def _history(a: argparse.Namespace) -> int:
 
     config = _offline_config(a)
     columns = _Columns(sensor=20, ts=24, start=24, seq=7, score=12, threshold=12, ratio=9, quality=8)
+    found = False
     for row in queries.history(config.database, a.sensor, a.since, a.until, a.limit):
+        found = True
         _row(a.json, columns, row)
+    if not found:
+        asked = a.sensor is not None or a.since is not None or a.until is not None
+        _say("no scores of this sensor and time" if asked else _NOTHING_YET)
     return WELL
 
 
@@ -387,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
             p.add_argument("--json", action="store_true", help="JSON Lines on stdout")
         return p
 
-    span = _argument(duration)
+    span, plain = _argument(duration), "a plain number is seconds"
     moment = _argument(_moment)
 
     add("run", _run, "run the agent until SIGTERM", json=False)
@@ -397,40 +410,41 @@ def _parser() -> argparse.ArgumentParser:
 
     p = add("replay", _replay, "publish a recording to a sensor's topic")
     p.add_argument("path", type=Path, metavar="PATH", help="file or folder")
-    p.add_argument("--sensor", required=True, metavar="ID")
+    p.add_argument("--sensor", required=True, metavar="ID", help="the sensor whose messages it becomes")
     p.add_argument("--channel", type=int, metavar="N", help="channel of the recording")
     p.add_argument(
-        "--speed", type=_argument(_speed), default=1.0, metavar="N|max", help="times real time (1)"
+        "--speed", type=_argument(_speed), default=1.0, metavar="N|max", help="times real time (1); max: as fast as it is scored"
     )
 
     p = add("score", _score, "score a recording offline, one line a window", config=False)
     p.add_argument("path", type=Path, metavar="PATH", help="file or folder")
-    p.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    p.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the model: a folder under models/")
     p.add_argument("--fs", type=float, metavar="HZ", help="sampling rate, for files that state none")
     p.add_argument("--channel", type=int, metavar="N", help="channel of the recording")
     p.add_argument("--machine", metavar="ID", help="the machine, for bundles that know several")
 
     p = add("capture", _capture, "record live messages to a file")
-    p.add_argument("--sensor", required=True, metavar="ID")
+    p.add_argument("--sensor", required=True, metavar="ID", help="the sensor to listen to")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="ends in .capture")
-    p.add_argument("--for", dest="for_s", type=span, metavar="TIME", help="such as 60s; else until Ctrl-C")
+    p.add_argument("--for", dest="for_s", type=span, metavar="TIME", help=f"for so long: 60s, 5m ({plain}); else until Ctrl-C")
 
     add("status", _status, "the sensors as the database has them; exit code 3 while an alarm is active")
 
     p = add("alarms", _alarms, "alarms, newest first")
-    p.add_argument("--sensor", metavar="ID")
-    p.add_argument("--limit", type=int, default=100, metavar="N")
+    p.add_argument("--sensor", metavar="ID", help="of this sensor only")
+    p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")
 
     p = add("history", _history, "scores, oldest first")
     p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")
     e = add("export", _export, "all scores as CSV or JSON, or one alarm with its events")
     e.add_argument("--alarm", metavar="ID", help="one alarm as one JSON object")
-    e.add_argument("--format", choices=("csv", "json"), default="csv")
+    e.add_argument("--format", choices=("csv", "json"), default="csv", help="csv; json: JSON Lines, as --json")
     e.add_argument("-o", "--out", type=Path, metavar="FILE", help="instead of stdout")
     for q in (p, e):
-        q.add_argument("--sensor", metavar="ID")
-        q.add_argument("--since", type=moment, metavar="TIME", help="RFC 3339, or before now: 8h")
-        q.add_argument("--until", type=moment, metavar="TIME")
+        q.add_argument("--sensor", metavar="ID", help="of this sensor only")
+        when = f"RFC 3339, or before now: 8h, 30m ({plain})"
+        q.add_argument("--since", type=moment, metavar="TIME", help=f"from then on: {when}")
+        q.add_argument("--until", type=moment, metavar="TIME", help=f"until then: {when}")
 
     for name, what in (
         ("ack", "acknowledge a sensor's alarm: it was seen"),
@@ -439,9 +453,11 @@ def _parser() -> argparse.ArgumentParser:
         ("unshelve", "end the silence"),
     ):
         p = add(name, _command, what)
-        p.add_argument("sensor", metavar="SENSOR")
+        p.add_argument("sensor", metavar="SENSOR", help="its id in the configuration")
         if name == "shelve":
-            p.add_argument("--for", dest="for_s", type=span, required=True, metavar="TIME", help="such as 8h")
+            p.add_argument(
+                "--for", dest="for_s", type=span, required=True, metavar="TIME", help=f"for so long: 8h, 2d ({plain})"
+            )
         p.add_argument("--by", metavar="NAME", help="who says so")
         p.add_argument("--why", metavar="TEXT", help="and why")
 

@@ -101,31 +101,31 @@ def write_life(folder: Path, life: RunToFailure) -> int:
     return len(life)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line above; exit code 0, or 2 for wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m edge_agent.simulate_files", description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None, prog: str = "python -m edge_agent.simulate_files") -> int:
+    """The command line above, called `prog` in its help; exit code 0, or 2 for wrong usage."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
 
     p = kinds.add_parser("sound", help="a folder of WAV files of fans, labels in their names")
-    p.add_argument("out", type=Path)
+    p.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     p.add_argument("--ids", type=int, default=4, help="number of fans (4)")
     p.add_argument("--train", type=int, default=40, help="healthy training clips a fan (40)")
     p.add_argument("--test", type=int, default=20, help="healthy and as many faulty test clips a fan (20)")
-    p.add_argument("--seconds", type=float, default=10.0)
+    p.add_argument("--seconds", type=float, default=10.0, help="length of a clip (10)")
 
     p = kinds.add_parser("vibration", help="one recording of the demo machine, .npz, 10240 Hz, g")
-    p.add_argument("out", type=Path)
-    p.add_argument("--seconds", type=float, default=120.0)
+    p.add_argument("out", type=Path, metavar="OUT", help="the file to write, ends in .npz")
+    p.add_argument("--seconds", type=float, default=120.0, help="length of the recording (120)")
     p.add_argument("--onset", type=float, help="the fault begins after so many seconds; healthy without")
     p.add_argument("--growth", type=float, default=10.0, help="and is full grown so many seconds later (10)")
     p.add_argument("--severity", type=float, help="a fault of this severity (0 to 1) from the beginning instead")
 
     p = kinds.add_parser("life", help="a run to failure as NASA IMS text files, 20 kHz, one snapshot in 10 min")
-    p.add_argument("out", type=Path)
-    p.add_argument("--snapshots", type=int, default=600)
+    p.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    p.add_argument("--snapshots", type=int, default=600, help="number of snapshots (600)")
 
     for p in kinds.choices.values():
-        p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--seed", type=int, default=0, help="the same number gives the same files (0)")
     a = parser.parse_args(argv)
 
     if a.kind == "sound":

@@ -326,8 +326,13 @@ class MqttTransport:
             self._lost(f"it refuses us: {code}; {_refusal_hint(code.value)}", refused=True)
 
     def _lost(self, problem: str, refused: bool = False) -> None:
-        """Said once until it is back; once more where an absent broker returns and then refuses us."""
-        if (self._problem is None or refused != self._refusing) and not self._stopping.is_set():
+        """Said once until it is back; once more where an absent broker returns and then refuses us.
+
+        A tool's first connection is waited for: `wait_connected` tells its problem, once.
+        """
+        told_elsewhere = self._clean and not self._proven
+        news = self._problem is None or refused != self._refusing
+        if news and not told_elsewhere and not self._stopping.is_set():
             log.error("broker %s: %s", self._where, problem)
         self._problem, self._refusing = problem, refused
         self._settled.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -237,17 +238,30 @@ def test_a_bad_configuration_exits_78_with_every_mistake_on_stderr(
 
 
 def test_check_says_well_and_connects_only_when_asked(
-    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    site: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A sound file is well without a broker; --connect to a port nobody listens on fails with 1 and a hint."""
+    """A sound file is well without a broker; where nobody listens, --connect says that after the verdict on the
+    file, and `ack` says it too: once, with exit code 1 and a hint."""
     monkeypatch.setenv("PW_OF_TEST", "hunter2")
     config = ("-c", site / "config.yaml")
     code, out, _ = run(capsys, "check", *config)
     assert (code, out) == (0, f"{site / 'config.yaml'}: well: 2 sensors, 1 bundle\n")
     code, out, err = run(capsys, "check", *config, "--connect")
-    assert (code, out) == (1, "")
-    assert "127.0.0.1" in err
+    assert (code, out) == (1, f"{site / 'config.yaml'}: well: 2 sensors, 1 bundle\n")
+    assert err.splitlines() == [
+        "broker 127.0.0.1:1: nothing listens there: start the broker, or correct mqtt.host and mqtt.port"
+    ]
     assert "hunter2" not in err
+    code, out, _ = run(capsys, "check", *config, "--connect", "--json")
+    verdict = json.loads(out)
+    assert (code, verdict["ok"], verdict["sensors"]) == (1, False, ["s1", "s2"])
+    assert "nothing listens there" in verdict["error"]
+    code, out, err = run(capsys, "ack", "s1", *config)
+    assert (code, out, err.count("nothing listens there"), len(err.splitlines())) == (1, "", 1, 1)
+    assert not caplog.records, "logged besides, it would stand there twice"
     monkeypatch.delenv("PW_OF_TEST")
     code, _, err = run(capsys, "check", *config)
     assert code == 78
@@ -295,6 +309,37 @@ def test_what_fails_exits_1_with_one_sentence(
     assert (code, out) == (1, "")
     assert err
     assert "Traceback" not in err
+
+
+def test_what_has_nothing_to_show_says_so(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`history`, `alarms` and `status` on an empty database speak on stderr; stdout stays for results."""
+    Store.open(site / "d" / "edge.db").close()
+    config = ("-c", site / "config.yaml")
+    yet = "no scores yet; the agent commits every 5 s\n"
+    try:
+        assert run(capsys, "history", *config, "--json") == (0, "", yet)
+        assert run(capsys, "alarms", *config) == (0, "", "no alarms\n")
+        assert run(capsys, "alarms", *config, "--sensor", "s1") == (0, "", "no alarms of s1\n")
+        code, out, err = run(capsys, "status", *config)
+        assert (code, len(out.splitlines()), err) == (0, 3, yet)
+        assert run(capsys, "history", *config, "--since", "1h")[2] == "no scores of this sensor and time\n"
+    finally:
+        (site / "d" / "edge.db").unlink()
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """No command has an argument without help; `simulate` goes by the name it was called by."""
+    (subcommands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    silent = [
+        (name, action.dest)
+        for name, parser in subcommands.choices.items()
+        for action in parser._actions
+        if not action.help
+    ]
+    assert silent == []
+    assert len(subcommands.choices) > 10
+    assert run(capsys, "simulate", "sound", "--help")[1].startswith("usage: edge-agent simulate sound")
+    assert "a plain number is seconds" in run(capsys, "shelve", "--help")[1]
 
 
 def test_a_misspelt_sensor_is_corrected(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
