@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from edge_agent.errors import ConfigError
 from edge_agent.features import FeatureSet, FeatureSpec, log_mel
+from edge_agent.recordings import formats
 from trainer import cli, recipe
 
 RECIPES = sorted(recipe.RECIPES.glob("*.yaml"))
@@ -136,3 +139,60 @@ def test_the_defaults_at_16_khz_are_those_of_the_committed_recipes(tmp_path):
         own = log_mel.build(fs, round(10 * fs)).n_frames
         length = recipe.frame_length(fs)
         assert own == 1 + (round(10 * fs) - length) // (length // 2)
+
+
+def test_the_reference_lists_every_key_and_no_other(tmp_path, monkeypatch):
+    """docs/recipes.md has a row for each key that a recipe may hold."""
+    asked = set()
+    get = recipe._Reader.get
+
+    def listen(self, key):
+        asked.add(re.sub(r"\[\d+\]", "", self.key(key)))
+        return get(self, key)
+
+    monkeypatch.setattr(recipe._Reader, "get", listen)
+    recipe.parse(good(tmp_path))
+    recipe.parse(good(tmp_path) | {"model": "indicator", "score": {"kind": "indicator", "feature": "rms"}})
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    rows = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", page, re.M))
+    assert rows == asked - {"context", "score", "split", "train", "threshold"}
+
+
+def test_the_reference_lists_every_recording_format():
+    """docs/recordings.md has a row for each suffix that a format claims, and for NASA's folders."""
+    page = (Path(__file__).parents[1] / "docs" / "recordings.md").read_text()
+    claimed = " ".join(row.split("|")[2] for row in page.splitlines() if row.count("|") == 6)
+    for word in (
+        ".wav",
+        ".flac",
+        ".csv",
+        ".npz",
+        ".npy",
+        ".mat",
+        ".jsonl",
+        ".json",
+        ".capture",
+        "2004.02.12",
+    ):
+        assert word in claimed
+    assert set(formats()) == {"wav", "csv", "npz", "nasa", "mat", "jsonl", "capture"}
+
+
+def test_every_option_has_a_help_text():
+    """No option or argument of any command stands in its help without words."""
+    (commands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    actions = [(name, a) for name, parser in commands.choices.items() for a in parser._actions]
+    assert {name for name, _ in actions} == {"fit", "evaluate", "report"}
+    assert [(name, a.dest) for name, a in actions if not a.help] == []
+
+
+@pytest.mark.parametrize("rate", ["0", "0.9", "-1"])
+def test_a_false_alarm_rate_out_of_bounds_is_a_usage_error(tmp_path, rate):
+    """--false-alarm-rate takes 1e-6 to 0.5 only."""
+    data = tmp_path / "x.npy"
+    np.save(data, np.zeros(64, np.float32))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(
+            ["fit", "--model", "indicator", "--data", str(data), "--fs", "1000", "--false-alarm-rate", rate]
+        )
+    assert caught.value.code == 2

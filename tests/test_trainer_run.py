@@ -253,7 +253,7 @@ def test_the_second_stage_without_anomalies_is_refused(tmp_path):
     """weak_ae asked for a second stage without any labelled anomaly says what to do."""
     chosen = small(tmp_path, model="weak_ae", train={"epochs": 1, "stage2": 1})
     with pytest.raises(RecordingError, match="no labelled anomalous recording"):
-        run(chosen, tmp_path / "b", table=trainer_data.table(chosen, recordings(20)))
+        run(chosen, tmp_path / "b", table=trainer_data.table(chosen, recordings(25)))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         "fit",
         help="train, calibrate, quantize, verify and write a bundle",
         description="Train from a recipe, or from --model and --data with the defaults below.",
-        epilog="defaults\n" + (inspect.getdoc(recipe.default_mapping) or "").partition("\n\n")[2],
+        epilog="defaults\n"
+        + (inspect.getdoc(recipe.default_mapping) or "").partition("\n\n")[2].replace("`", ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fit.add_argument(
@@ -110,9 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--json", action="store_true", help="one JSON object on stdout")
     fit.set_defaults(run=_fit)
     evaluate = commands.add_parser(
-        "evaluate", help="AUC, pAUC, false alarms and delay of the bundle as shipped"
+        "evaluate",
+        help="AUC, pAUC, false alarms and delay of the bundle as shipped",
+        description="AUC, pAUC, false alarms and detection delay of the bundle as shipped, on labelled recordings.",
     )
-    report = commands.add_parser("report", help="one self-contained HTML page")
+    report = commands.add_parser(
+        "report",
+        help="one self-contained HTML page",
+        description="One self-contained HTML page: the card, plots and, with --data, figures.",
+    )
     for command in (evaluate, report):
         command.add_argument(
             "--bundle",

@@ -173,9 +173,10 @@ def frame_length(fs_hz: float) -> int:
 
 def default_mapping(name: str, model: str, path: Path, fs_hz: float | None) -> dict[str, Any]:
     """The recipe of `fit --model NAME --data PATH --fs HZ`, as the mapping that a YAML file would give.
+    Where `fs_hz` is not given, the rate of the first recording is taken; RecordingError where there is none.
 
     vibration : windows of 8192 points without overlap; six statistics and eight band powers that share
-                the spectrum up to 0.45 fs (all logarithmic); `lstm_ae` sees the last 8 windows;
+                the spectrum up to fs/2 (all logarithmic); `lstm_ae` sees the last 8 windows;
                 `indicator` is the RMS
     sound     : windows of 10 s in frames of 64 ms or a little more (a power of two: 1024 points at 16 kHz,
                 4096 at 44.1 and 48 kHz) every half; `weak_ae` 128 mels × 32 frames of twice the length;
@@ -183,8 +184,6 @@ def default_mapping(name: str, model: str, path: Path, fs_hz: float | None) -> d
                 `lstm_ae` 32 mels × 32 frames
     split     : 0.7 train, of which 0.15 stop the training early, 0.3 calibrate; more, up to 2/3, where
                 0.3 are less than the limit needs (10 windows)
-
-    Where `fs_hz` is not given, the rate of the first recording is taken. RecordingError where there is none.
     """
     recipe: dict[str, Any] = {"name": name, "model": model, "data": {"path": str(path)}}
     if fs_hz is not None:
