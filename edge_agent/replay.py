@@ -133,6 +133,11 @@ class _Sender:
         """Connect, wait for an agent; recordings without times will begin so many seconds before now."""
         self._connect()
         self._next_t = time.time() - before_s
+        if self._speed is None and not self.tells_time:
+            self._say(
+                f"the messages of {self._sensor.id} carry no times (see payload.header): the agent counts on from "
+                "now, so at full speed its times run ahead of the clock\n"
+            )
 
     def _connect(self) -> None:
         self._transport.subscribe([self._score_topic, self._status_topic])

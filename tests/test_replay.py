@@ -97,12 +97,14 @@ def test_recordings_without_times_end_now_at_full_speed(tmp_path: Path, broker: 
     path = write_plant(tmp_path, broker.port, {"a": {"payload": {"format": "f32le", "header": payload}}})
     with Agent(path) as agent:
         until(lambda: agent.daemon._transport.connected)
-        result = replay(load(path), "a", tmp_path / "runs")
+        said: list[str] = []
+        result = replay(load(path), "a", tmp_path / "runs", progress=said.append)
         until(lambda: len(agent.rows("SELECT 1 FROM scores")) >= result["scores"])
         ended = time.time()
     begin, end = parse_time(result["from"]), parse_time(result["to"])
     assert end - begin == pytest.approx(320.0, abs=0.01)
     assert result["paced"] == "scores"
+    assert any("ahead of the clock" in text for text in said) == (payload == "none")
     if payload == "ts_seq":
         assert ended - 30.0 < end <= ended
         assert agent.rows("SELECT count(*) FROM scores") == [(3 * (100_000 // 256),)]
