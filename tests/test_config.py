@@ -554,10 +554,10 @@ def test_check_reports_configuration_mistakes_and_nothing_where_all_is_well(
 # -- the sample and the reference ----------------------------------------------------------------------
 
 
-def test_the_sample_configuration_loads() -> None:
-    """config.yaml at the top of the repository is sound as it stands."""
-    c = load(ROOT / "config.yaml", secrets=False)
-    assert c.sensors
+@pytest.mark.parametrize("name", ["config.yaml", "deploy/edge-agent.example.yaml"])
+def test_the_sample_configurations_load(name: str) -> None:
+    """config.yaml at the top of the repository, and the one that install.sh puts down, are sound as they stand."""
+    assert load(ROOT / name, secrets=False).sensors
 
 
 def test_the_sample_configuration_names_every_key() -> None:
