@@ -39,7 +39,7 @@ def text(manifest: Manifest, scores: F64, model_bytes: int | None, warnings: Seq
     context = (
         f"the last {spec.context.width} windows"
         if spec.context.over == "windows"
-        else f"patches of {spec.context.width} frames, every {spec.context.hop}"
+        else f"patches of {counted(spec.context.width, 'frame')}, every {spec.context.hop}"
     )
     size = "no network" if model_bytes is None else f"{q.type}, {model_bytes / 1000:.0f} kB"
     rows = [
