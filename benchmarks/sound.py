@@ -38,9 +38,10 @@ from edge_agent.features import FeatureSet, standardisation
 from edge_agent.inference import TFLiteModel
 from edge_agent.recordings import Recording
 from edge_agent.signals import F32, F64, Chunk
-from trainer import data, export, fit, recipe, run
+from trainer import data, export, fit, recipe, run, ship
 from trainer.data import Clip, Table
 from trainer.evaluate import auc, pauc, score_table
+from trainer.fit import Data
 from trainer.recipe import Recipe, Source
 
 NAME = "sound"
@@ -112,21 +113,20 @@ def run_fold(table: Table, how: Recipe, fold: Fold) -> dict[str, tuple[float, fl
     nobody, nothing = np.zeros(len(x), np.int32), (x[:0], np.zeros(0, np.int32))
 
     def train(epochs: int, stage2: int, start: list[F32] | None) -> Any:
-        one = replace(how, train=replace(how.train, epochs=epochs, stage2=stage2))
-        return fit.train(one, x, nobody, nothing, bad, None, start)[0]
+        one = replace(how, train=replace(how.train, epochs=epochs, options={"stage2": stage2}))
+        return fit.train(one, Data(x, nobody, *nothing, bad), None, start).network
 
     first = train(how.train.epochs, 0, None).get_weights()
     networks = {
         "stage 1": first,
-        "control": train(how.train.stage2, 0, first).get_weights(),
-        "stage 2": train(0, how.train.stage2, first).get_weights(),
+        "control": train(how.train.options["stage2"], 0, first).get_weights(),
+        "stage 2": train(0, how.train.options["stage2"], first).get_weights(),
     }
     anomalous = np.array([not table.clips[i].healthy for i in fold.test])
     rule = scoring.build(how.score)
-    spread = np.linspace(0, len(x) - 1, min(run.REPRESENTATIVE, len(x))).astype(int)
     result = {}
     for arm, weights in networks.items():
-        flat = export.tflite(how.model, (shape[0], shape[1]), 1, how.network, weights, "int8", x[spread])
+        flat = export.tflite(how.model, (shape[0], shape[1]), 1, how.network, weights, "int8", ship.representative(x))
         model = TFLiteModel(flat, features.n_patches, shape)
         patches = [features.patches(vectors[i]) for i in fold.test]
         scores = np.array([rule(p, model(p)).value for p in patches])
@@ -160,7 +160,9 @@ def _task(task: tuple[str, int, Fold]) -> tuple[str, dict[str, tuple[float, floa
     tables, how = _shared[0]
     if name != REAL:
         t = how.train
-        how = replace(how, train=replace(t, epochs=round(EPOCHS * t.epochs), stage2=round(EPOCHS * t.stage2)))
+        how = replace(how, train=replace(
+            t, epochs=round(EPOCHS * t.epochs), options={"stage2": round(EPOCHS * t.options["stage2"])}
+        ))
     return name, run_fold(tables[name][repetition], how, fold)
 
 
@@ -281,12 +283,8 @@ def _ids_task(repetition: int) -> dict[str, Any]:
 
 def embeddings(network: Any, features: FeatureSet, vectors: F32) -> F32:
     """(n, 1, width of the head): what the network's last layer sees of each clip, mean over its patches."""
-    import keras
-
-    body = keras.Model(network.input, network.get_layer(index=-3).output)
-    return np.stack(
-        [fit.predict(body, features.patches(v)[..., np.newaxis]).mean(0, keepdims=True) for v in vectors]
-    )
+    parts = [fit.predict(network, features.patches(v)[..., np.newaxis])[1] for v in vectors]
+    return np.stack([scoring.embedding(maps)[np.newaxis] for maps in parts])
 
 
 def _by_machine(made: run.FitResult, out: Path, table: Table) -> dict[str, Any]:
@@ -362,7 +360,7 @@ def markdown(weak: Mapping[str, Any], ids: Mapping[str, Any], how: Recipe, seed:
     lines = [
         f"**Few labels.** {LABELLED} labelled anomalies, {repetitions} × {FOLDS} folds over the clips; every "
         f"healthy clip is judged once a repetition, all others train. Stage 1: {t.epochs} epochs; stage 2 and control both go on from it for "
-        f"{t.stage2} epochs. int8, AUC and pAUC (p = 0.1), mean ± 95 % interval over the folds (folds share "
+        f"{t.options['stage2']} epochs. int8, AUC and pAUC (p = 0.1), mean ± 95 % interval over the folds (folds share "
         "clips: the interval shows scatter, it is no test).",
         "",
         "| set | arm | AUC | pAUC |",

@@ -3,6 +3,8 @@
     models/NAME/  bundle.json       what follows, typed as `Manifest`
                   model.tflite      absent for `indicator`
                   calibration.npz   scores (n,) of healthy windows in time order; group (n,) class of each
+                  score.npz         arrays of the score rule, where it has some: a centre, references, the
+                                    dense layers that Grad-CAM goes back through
                   golden.npz        windows (k, C, n) int16 and window_scale; features (m, v, F), k <= m;
                                     scores (m,): re-scored at start-up on the device's own runtime
                   CARD.md           for people
@@ -17,12 +19,14 @@ import io
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from edge_agent import scoring
+from edge_agent.causes import Arrays
 from edge_agent.errors import BundleError
 from edge_agent.features import FeatureSet, FeatureSpec
 from edge_agent.inference import TFLiteModel
@@ -32,7 +36,7 @@ from edge_agent.signals import F32, F64
 from edge_agent.thresholds import Threshold
 
 SCHEMA = 1
-MODEL, CALIBRATION, GOLDEN, CARD = "model.tflite", "calibration.npz", "golden.npz", "CARD.md"
+MODEL, SCORE, CALIBRATION, GOLDEN, CARD = "model.tflite", "score.npz", "calibration.npz", "golden.npz", "CARD.md"
 #: Largest |difference of score / threshold| at which a golden window is accepted.
 GOLDEN_TOLERANCE = {"int8": 0.05, "float16": 0.02, "float32": 0.02, "none": 0.02}
 
@@ -56,8 +60,8 @@ class Residual:
 
 @dataclass(frozen=True)
 class Manifest:
-    """bundle.json. `classes` are the machine ids of a log_odds bundle, in the order of its logits; `limits` the
-    threshold of each, of which `threshold` is that of the rule's own target."""
+    """bundle.json. `classes` are the machine ids that a log_odds or knn bundle tells apart, in the order of its
+    logits; `limits` the threshold of each, of which `threshold` is that of the rule's own target."""
 
     schema: int
     name: str
@@ -110,7 +114,7 @@ def load(path: Path, machine: str | None = None, *, golden: bool = True) -> Bund
     try:
         features = FeatureSet(manifest.features)
         rule, threshold, calibration = _for_machine(manifest, files, machine)
-        scorer = scoring.build(rule)
+        scorer = scoring.build(rule, _arrays(files))
         model = _model(manifest, features, files)
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path}: bundle.json: {error}; train the bundle again") from error
@@ -161,7 +165,7 @@ def verify_golden(bundle: Bundle, files: dict[str, bytes], manifest: Manifest) -
     with np.load(io.BytesIO(files[GOLDEN]), allow_pickle=False) as data:
         windows, scale = data["windows"], float(data["window_scale"])
         features, scores = data["features"].astype(np.float32), data["scores"].astype(np.float64)
-    judge = replace(bundle.judge, scorer=scoring.build(manifest.score))
+    judge = replace(bundle.judge, scorer=scoring.build(manifest.score, _arrays(files)))
     n_frames = judge.features.n_frames
     for i, window in enumerate(windows):
         again = judge.vectors(window.astype(np.float32) * np.float32(scale))
@@ -173,7 +177,14 @@ def verify_golden(bundle: Bundle, files: dict[str, bytes], manifest: Manifest) -
             )
     worst = 0.0
     for vectors, expected in zip(features, scores, strict=True):
-        worst = max(worst, abs(judge.score(vectors).value - expected) / manifest.threshold.value)
+        try:
+            value = judge.score(vectors).value
+        except (ValueError, IndexError) as error:
+            raise BundleError(
+                f"{bundle.path}: score {manifest.score.kind} does not fit the model's outputs: {error}; model, score.npz "
+                "and bundle.json do not belong together: export the bundle again"
+            ) from error
+        worst = max(worst, abs(value - expected) / manifest.threshold.value)
     tolerance = GOLDEN_TOLERANCE[manifest.quantization.type]
     if not worst <= tolerance:
         raise BundleError(
@@ -193,17 +204,24 @@ def write(
     golden_windows: F32,
     golden_features: F32,
     card: str,
+    arrays: Arrays = MappingProxyType({}),
 ) -> Bundle:
     """Write a bundle and load it again, so that nothing is shipped that a device would refuse.
 
     golden_windows  : (k, C, n) float; stored as int16, which makes them the golden windows
     golden_features : (m, v, F) standardised, m >= k; the first k are replaced by those of the stored
                       windows; v is the number of vectors a score needs
+    arrays          : those of the score rule
     manifest.files is filled in here. The folder is written beside and then renamed into place.
     """
     import shutil
 
-    judge = _judge_for_writing(manifest, model)
+    files: dict[str, bytes] = {}
+    if model is not None:
+        files[MODEL] = model
+    if arrays:
+        files[SCORE] = _npz(**{name: np.asarray(a, np.float32) for name, a in arrays.items()})
+    judge = _judge_for_writing(manifest, files)
     peak = float(np.abs(golden_windows).max()) or 1.0
     scale = peak / 32767.0
     windows = np.round(golden_windows / scale).astype(np.int16)
@@ -211,13 +229,10 @@ def write(
     for i, window in enumerate(windows):
         features[i][-judge.features.n_frames :] = judge.vectors(window.astype(np.float32) * np.float32(scale))
     scores = np.array([judge.score(v).value for v in features])
-    files: dict[str, bytes] = {}
-    if model is not None:
-        files[MODEL] = model
-    arrays: dict[str, Any] = {"scores": np.asarray(calibration, np.float64)}
+    healthy: dict[str, Any] = {"scores": np.asarray(calibration, np.float64)}
     if groups is not None:
-        arrays["group"] = np.asarray(groups, np.int16)
-    files[CALIBRATION] = _npz(**arrays)
+        healthy["group"] = np.asarray(groups, np.int16)
+    files[CALIBRATION] = _npz(**healthy)
     files[GOLDEN] = _npz(windows=windows, window_scale=np.float64(scale), features=features, scores=scores)
     files[CARD] = card.encode()
     manifest = replace(manifest, files={name: sha256(data) for name, data in files.items()})
@@ -234,11 +249,10 @@ def write(
     return replace(bundle, path=path)
 
 
-def _judge_for_writing(manifest: Manifest, model: bytes | None) -> Judge:
+def _judge_for_writing(manifest: Manifest, files: dict[str, bytes]) -> Judge:
     features = FeatureSet(manifest.features)
-    files = {} if model is None else {MODEL: model}
     mean, std = (np.asarray(v, np.float64) for v in (manifest.residual.mean, manifest.residual.std))
-    return Judge(features, _model(manifest, features, files), scoring.build(manifest.score), mean, std)
+    return Judge(features, _model(manifest, features, files), scoring.build(manifest.score, _arrays(files)), mean, std)
 
 
 def _model(manifest: Manifest, features: FeatureSet, files: dict[str, bytes]) -> Any:
@@ -251,6 +265,14 @@ def _model(manifest: Manifest, features: FeatureSet, files: dict[str, bytes]) ->
     return TFLiteModel(
         files[MODEL], features.n_patches, (manifest.features.context.width, len(features.names))
     )
+
+
+def _arrays(files: dict[str, bytes]) -> Arrays:
+    """The score rule's arrays; empty where the bundle has none."""
+    if SCORE not in files:
+        return {}
+    with np.load(io.BytesIO(files[SCORE]), allow_pickle=False) as data:
+        return {name: data[name].astype(np.float32) for name in data.files}
 
 
 def _for_machine(

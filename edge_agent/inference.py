@@ -120,12 +120,13 @@ class TFLiteModel:
             raise BundleError(f"the TFLite runtime cannot prepare model.tflite: {error}") from error
         self._input = self._interpreter.get_input_details()[0]
         self._shape = tuple(int(n) for n in self._input["shape"])
-        self._outputs = self._interpreter.get_output_details()
+        # The runtime lists outputs as the converter laid them out; their names count them as the network did.
+        self._outputs = sorted(self._interpreter.get_output_details(), key=_number)
         # One work buffer for life: 0.8 MB a clip allocated anew, with two more such arrays, cost more than the model.
         self._work = np.empty(self._shape, np.float32)
         self.n_patches, self.patch_shape = n_patches, patch_shape
-        #: Size of one step of the first output where it is quantised, else 0.
-        self.output_step = float(self._outputs[0]["quantization"][0])
+        #: Size of one step of each output where it is quantised, else 0.
+        self.output_steps = tuple(float(o["quantization"][0]) for o in self._outputs)
 
     def __call__(self, x: F32) -> Sequence[F32]:
         """(n_patches, width, F) float32 -> outputs, each (n_patches, ...) float32."""
@@ -140,6 +141,12 @@ class TFLiteModel:
         interpreter.set_tensor(self._input["index"], _quantize(x.reshape(self._shape), self._input, self._work))
         interpreter.invoke()
         return tuple(_dequantize(interpreter.get_tensor(o["index"]), o) for o in self._outputs)
+
+
+def _number(detail: Any) -> int:
+    """k of a tensor named "StatefulPartitionedCall_1:k"; 0 for names without a number."""
+    _, _, k = str(detail["name"]).rpartition(":")
+    return int(k) if k.isdecimal() else 0
 
 
 def _quantize(x: F32, detail: Any, work: F32) -> Any:

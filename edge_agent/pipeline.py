@@ -18,12 +18,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_agent import alarms, payloads, scoring, windowing
+from edge_agent import alarms, causes, payloads, scoring, windowing
 from edge_agent.alarms import Alarm, AlarmPolicy, Transition
+from edge_agent.causes import Cause
 from edge_agent.errors import PayloadError
 from edge_agent.features import FeatureSet
 from edge_agent.payloads import PayloadLayout
-from edge_agent.scoring import Cause, Scorer
+from edge_agent.scoring import Scorer
 from edge_agent.signals import F32, F64, Chunk, Window, rfc3339
 from edge_agent.thresholds import Threshold
 from edge_agent.windowing import WindowerState, WindowSpec
@@ -68,7 +69,7 @@ class Judge:
 
     def why(self, residual: F32) -> tuple[Cause, ...]:
         """The features that carry a score, for people."""
-        return scoring.explain(self.features.names, residual, self.residual_mean, self.residual_std)
+        return causes.explain(self.features.names, residual, self.residual_mean, self.residual_std)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Model outputs in, one number a window out, and which features carry it.
+"""Model outputs in, one number a window out, and where in the window it comes from.
 
 Scoring is kept apart from deciding: a score knows no limit. Higher is less normal for every rule, and
 every score is at least 0.
@@ -7,20 +7,25 @@ every score is at least 0.
     reconstruction  error between x and its reconstruction: mse, mae, or sse = ||x - f(x)||² a patch (S4)
     log_odds        mean over patches of log((1 - p) / p) - log(eps / (1 - eps)), p the softmax of the
                     machine's own class (S0), clipped to [eps, 1 - eps]; the shift makes it >= 0
+    vae             mean L1 error + 0.1 KL (S3)
+    distance        ||z - c||² to the centre of the embeddings (Deep SVDD, S3)
+    ensemble        0.6 z-scored distance + 0.4 z-scored vae (S3)
+    gan             anomaly degree of a generator's reconstruction (S1)
+    knn             distance of the embedding to the nearest healthy references
     indicator       one feature as it is, no network
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from edge_agent.causes import Arrays, Head, grad_cam
 from edge_agent.signals import F32, F64
 
 #: p is clipped here before the logarithm: beyond it a float32 logit says nothing more (methods.md).
@@ -35,18 +40,28 @@ class ScoreRule:
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Score(NamedTuple):
-    """value: the score; residual: (F,) float32 >= 0, how far each feature is off."""
+@dataclass(frozen=True)
+class Score:
+    """value: the score; `excess` gives, when asked, where it comes from: (n_patches, width, F) float32 >= 0.
+
+    Most windows are healthy and nobody asks: the map is made for those that people will look at.
+    """
 
     value: float
-    residual: F32
+    excess: Callable[[], F32]
+
+    @property
+    def residual(self) -> F32:
+        """(F,): how far each feature is off, mean over patches and time."""
+        residual: F32 = self.excess().mean(axis=(0, 1))
+        return residual
 
 
 #: x (n_patches, width, F) standardised, outputs of the model -> Score
 Scorer = Callable[[F32, Sequence[F32]], Score]
 
 
-def reconstruction(error: str = "mse", steps: str = "all", patches: str = "mean") -> Scorer:
+def reconstruction(arrays: Arrays, error: str = "mse", steps: str = "all", patches: str = "mean") -> Scorer:
     """Reconstruction error against the float input.
 
     error   : "mse", "mae", or "sse" (the sum over a patch, S4's S(x))
@@ -62,23 +77,95 @@ def reconstruction(error: str = "mse", steps: str = "all", patches: str = "mean"
         if steps == "newest":
             difference = difference[:, -1:]
         e = (np.abs if error == "mae" else np.square)(difference, out=difference)
-        by_feature: F32 = e.mean(axis=(0, 1))
-        if patches == "mean":
-            value = float(by_feature.mean(dtype=np.float64))
-        else:
-            value = float(e.mean(axis=(1, 2), dtype=np.float64).max())
+        value = _mean(e) if patches == "mean" else float(e.mean(axis=(1, 2), dtype=np.float64).max())
         if error == "sse":
             value *= e.shape[1] * e.shape[2]
-        return Score(value, by_feature)
+        return Score(value, lambda: e)
 
     return score
 
 
-def log_odds(target: int, n_classes: int) -> Scorer:
-    """Log-odds against the machine's own class, from logits (n_patches, n_classes); in [0, 27.6]."""
-    if not 0 <= target < n_classes:
-        raise ValueError(f"log_odds target is {target}; expected 0 to {n_classes - 1}")
+def vae(arrays: Arrays, beta: float = 0.1) -> Scorer:
+    """Mean L1 error + beta · KL (S3), from outputs (reconstruction, mean (n, d), log variance (n, d)).
+
+    KL to the standard normal, mean over the d latent dimensions (our choice: it then has the scale of the
+    mean error, whatever d is): -(1 + v - m² - e^v) / 2.
+    """
+
+    def score(x: F32, outputs: Sequence[F32]) -> Score:
+        e = np.abs(x - outputs[0].reshape(x.shape))
+        return Score(_mean(e) + beta * _divergence(outputs[1], outputs[2]), lambda: e)
+
+    return score
+
+
+def distance(arrays: Arrays) -> Scorer:
+    """Squared distance of the embedding to the centre (Deep SVDD, S3), mean over patches.
+
+    arrays : center (d,); outputs : (n_patches, d)
+    """
+    center = arrays["center"]
+
+    def score(x: F32, outputs: Sequence[F32]) -> Score:
+        return Score(_distance(outputs[0], center), lambda: np.square(x))
+
+    return score
+
+
+def ensemble(
+    arrays: Arrays,
+    distance_mean: float,
+    distance_std: float,
+    vae_mean: float,
+    vae_std: float,
+    weight: float = 0.6,
+    beta: float = 0.1,
+) -> Scorer:
+    """weight · z-scored distance + (1 - weight) · z-scored VAE score (S3), shifted by its lowest value to be >= 0.
+
+    outputs : (embedding, reconstruction, mean, log variance); the constants are those of the training scores
+    """
+    center = arrays["center"]
+    floor = -weight * distance_mean / distance_std - (1.0 - weight) * vae_mean / vae_std
+
+    def score(x: F32, outputs: Sequence[F32]) -> Score:
+        e = np.abs(x - outputs[1].reshape(x.shape))
+        d = (_distance(outputs[0], center) - distance_mean) / distance_std
+        v = (_mean(e) + beta * _divergence(outputs[2], outputs[3]) - vae_mean) / vae_std
+        return Score(max(weight * d + (1.0 - weight) * v - floor, 0.0), lambda: e)
+
+    return score
+
+
+def gan(arrays: Arrays, lam: float = 0.9) -> Scorer:
+    """Anomaly degree λ·L_n + (1 - λ)·L_o of a generator's reconstruction (S1), mean over patches.
+
+    outputs : (G(ẑ), ẑ (n_patches, N_z)). L_n = ||x - G(ẑ)||₂ / N times sqrt(N) (our choice: the RMS error, which
+    does not shrink with the picture), L_o = -||ẑ||₂ / sqrt(N_z), about -1 on what was trained; 2 is added to it, so
+    that the sum is >= 0 for all but a latent vector twice as long as any drawn one. |x - G(ẑ)| is the mask.
+    """
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"gan lam is {lam}; expected 0 to 1")
+
+    def score(x: F32, outputs: Sequence[F32]) -> Score:
+        e = np.abs(x - outputs[0].reshape(x.shape))
+        near = np.sqrt(np.square(e).mean(axis=(1, 2), dtype=np.float64))
+        z = outputs[1].reshape(len(x), -1)
+        length = np.sqrt(np.square(z).mean(axis=1, dtype=np.float64))
+        return Score(max(float((lam * near + (1.0 - lam) * (2.0 - length)).mean()), 0.0), lambda: e)
+
+    return score
+
+
+def log_odds(arrays: Arrays, target: int, n_classes: int, channels: int = 1) -> Scorer:
+    """Log-odds against the own class, from logits (n_patches, n_classes); in [0, 27.6].
+
+    Where the network gives feature maps as its second output and the bundle holds its head, the map is Grad-CAM
+    of the log-odds; else the squared standardised input.
+    """
+    _target(target, n_classes)
     floor = math.log(LOG_ODDS_EPS / (1.0 - LOG_ODDS_EPS))
+    head = Head.of(arrays)
 
     def score(x: F32, outputs: Sequence[F32]) -> Score:
         logits: F64 = outputs[0].reshape(-1, n_classes).astype(np.float64)
@@ -86,101 +173,136 @@ def log_odds(target: int, n_classes: int) -> Scorer:
         e = np.exp(logits)
         p = np.clip(e[:, target] / e.sum(axis=1), LOG_ODDS_EPS, 1.0 - LOG_ODDS_EPS)
         value = float(np.log((1.0 - p) / p).mean()) - floor
-        return Score(max(value, 0.0), np.abs(x.mean(axis=(0, 1))))
+
+        def seen() -> F32:
+            if head is None or len(outputs) < 2:
+                return np.square(x)
+            others = e.copy()
+            others[:, target] = 0.0
+            slope = others / np.maximum(others.sum(axis=1, keepdims=True), 1e-300)
+            slope[:, target] = -1.0
+            gradient = head.gradient(outputs[1], slope.astype(np.float32))
+            return grad_cam(outputs[1], gradient, (x.shape[1], x.shape[2]), channels)
+
+        return Score(max(value, 0.0), seen)
 
     return score
 
 
-def indicator(index: int) -> Scorer:
+def knn(
+    arrays: Arrays, k: int = 1, metric: str = "cosine", target: int = 0, n_classes: int = 1, output: int = 1
+) -> Scorer:
+    """Mean distance of the window's embedding to its k nearest references of the own class.
+
+    arrays : references (m, d) of healthy training windows, group (m,) the class of each
+    output : which output is the embedding, (n_patches, d), or feature maps (n_patches, h, w, d), whose mean over
+             the map it then is; its mean over the patches stands for the window
+    metric : "cosine" (1 - cos, in [0, 2]) or "euclidean"
+    """
+    _choice("metric", metric, ("cosine", "euclidean"))
+    _target(target, n_classes)
+    if k < 1:
+        raise ValueError(f"knn k is {k}; expected 1 or more")
+    references = _unit(arrays["references"], metric)[arrays["group"].astype(np.int64) == target]
+    if not len(references):
+        raise ValueError(f"knn target {target} has no reference among {len(arrays['group'])}")
+
+    def score(x: F32, outputs: Sequence[F32]) -> Score:
+        out = outputs[output]
+        own = _unit(embedding(out), metric)
+        d2 = np.square(references - own).sum(axis=1, dtype=np.float64)
+        nearest = np.argsort(d2, kind="stable")[:k]
+        value = float((d2[nearest] / 2.0 if metric == "cosine" else np.sqrt(d2[nearest])).mean())
+
+        def seen() -> F32:
+            if out.ndim < 4:
+                return np.square(x)
+            return grad_cam(out, own - references[nearest].mean(0), (x.shape[1], x.shape[2]))
+
+        return Score(value, seen)
+
+    return score
+
+
+def embedding(out: F32) -> F32:
+    """(d,): the mean over patches, and over the map where there is one, of (n_patches, [h, w,] d)."""
+    return np.asarray(out.reshape(-1, out.shape[-1]).mean(0), np.float32)
+
+
+def indicator(arrays: Arrays, index: int) -> Scorer:
     """Feature number `index` itself, of the newest vector; the rule for bundles without a network."""
     if index < 0:
         raise ValueError(f"indicator index is {index}; expected 0 or more")
 
     def score(x: F32, outputs: Sequence[F32]) -> Score:
-        newest = x[-1, -1]
-        return Score(max(float(newest[index]), 0.0), np.abs(newest))
+        newest = x[-1:, -1:]
+        return Score(max(float(newest[0, 0, index]), 0.0), lambda: np.abs(newest))
 
     return score
 
 
 _RULES: dict[str, Callable[..., Scorer]] = {
     "reconstruction": reconstruction,
+    "vae": vae,
+    "distance": distance,
+    "ensemble": ensemble,
+    "gan": gan,
     "log_odds": log_odds,
+    "knn": knn,
     "indicator": indicator,
 }
 
+#: What a recipe may say of each rule beside its kind: a choice of words, or (lowest, highest, default). All else the
+#: data decide.
+SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "reconstruction": {"error": ("mse", "mae", "sse"), "steps": ("all", "newest"), "patches": ("mean", "max")},
+    "vae": {"beta": (0.0, 1e3, 0.1)},
+    "distance": {},
+    "ensemble": {"weight": (0.0, 1.0, 0.6), "beta": (0.0, 1e3, 0.1)},
+    "gan": {"lam": (0.0, 1.0, 0.9)},
+    "log_odds": {},
+    "knn": {"k": (1, 1000, 1), "metric": ("cosine", "euclidean")},
+}
 
-def build(rule: ScoreRule) -> Scorer:
-    """Prepare a rule. Raises ValueError naming the rule and the parameter."""
+
+def build(rule: ScoreRule, arrays: Arrays = MappingProxyType({})) -> Scorer:
+    """Prepare a rule with its arrays. Raises ValueError naming the rule and the parameter or array."""
     if rule.kind not in _RULES:
         raise ValueError(f"score rule {rule.kind!r} is unknown; known: {', '.join(_RULES)}")
     try:
-        return _RULES[rule.kind](**rule.params)
+        return _RULES[rule.kind](arrays, **rule.params)
+    except KeyError as error:
+        raise ValueError(f"score rule {rule.kind}: array {error} is missing") from None
     except TypeError as error:
         raise ValueError(f"score rule {rule.kind}: {error}") from None
 
 
-class Cause(NamedTuple):
-    """One line of an event's `why`: share of the excess over normal, and z against normal."""
-
-    feature: str
-    share: float
-    z: float
-
-
-def explain(names: Sequence[str], residual: F32, mean: F64, std: F64, top: int = 3) -> tuple[Cause, ...]:
-    """The features that carry the score, largest share first.
-
-    residual, mean, std : (F,); mean and std are those of the residual on healthy windows.
-    The share is that of the summed excess max(0, residual - mean); without any excess the answer is empty.
-    Where there are many bands of one kind, neighbours are told as one: the share is their sum, z that of
-    their sum as if they always moved together, which never overstates it.
-    """
-    excess = np.maximum(np.asarray(residual, np.float64) - mean, 0.0)
-    total = float(excess.sum())
-    if not total > 0.0:
-        return ()
-    causes = [
-        Cause(
-            name,
-            round(float(excess[group].sum()) / total, 3),
-            round(float(excess[group].sum() / max(std[group].sum(), 1e-9)), 1),
-        )
-        for name, group in _groups(tuple(names))
-    ]
-    causes.sort(key=lambda cause: -cause.share)
-    return tuple(cause for cause in causes[:top] if cause.share > 0.0)
-
-
-#: Bands of one kind that a person is told apart: 128 mel bands become 16.
-MAX_BANDS = 16
-_BAND = re.compile(r"(?P<kind>.*_)(?P<lo>[\d.]+)_(?P<hi>[\d.]+)hz")
-
-
-@lru_cache(maxsize=64)
-def _groups(names: tuple[str, ...]) -> tuple[tuple[str, slice], ...]:
-    """Features as they are told: runs of more than MAX_BANDS bands of one kind joined, the others alone."""
-    groups: list[tuple[str, slice]] = []
-    i = 0
-    while i < len(names):
-        found = _BAND.fullmatch(names[i])
-        stop = i + 1
-        if found is not None:
-            kind = found["kind"]
-            while stop < len(names) and (m := _BAND.fullmatch(names[stop])) is not None and m["kind"] == kind:
-                stop += 1
-        width = -(-(stop - i) // MAX_BANDS)
-        for first in range(i, stop, width):
-            last = min(first + width, stop) - 1
-            name = names[first]
-            low, high = _BAND.fullmatch(name), _BAND.fullmatch(names[last])
-            if low is not None and high is not None:
-                name = f"{low['kind']}{low['lo']}_{high['hi']}hz"
-            groups.append((name, slice(first, last + 1)))
-        i = stop
-    return tuple(groups)
-
-
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"reconstruction {name} is {value!r}; expected one of {', '.join(known)}")
+        raise ValueError(f"score {name} is {value!r}; expected one of {', '.join(known)}")
+
+
+def _target(target: int, n_classes: int) -> None:
+    if not 0 <= target < n_classes:
+        raise ValueError(f"score target is {target}; expected 0 to {n_classes - 1}")
+
+
+def _mean(e: F32) -> float:
+    # By patch and feature first: float32 pairs add up in the order that made the published scores.
+    return float(e.mean(axis=(0, 1)).mean(dtype=np.float64))
+
+
+def _distance(z: F32, center: F32) -> float:
+    return float(np.square(z.reshape(len(z), -1) - center).sum(axis=1, dtype=np.float64).mean())
+
+
+def _divergence(mean: F32, log_variance: F32) -> float:
+    m, v = (a.astype(np.float64) for a in (mean, log_variance))
+    return float(np.maximum(-0.5 * (1.0 + v - m * m - np.exp(np.minimum(v, 50.0))), 0.0).mean())
+
+
+def _unit(v: F32, metric: str) -> F32:
+    """Rows of length 1 for the cosine; zero stays zero."""
+    if metric != "cosine":
+        return v
+    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12), np.float32)

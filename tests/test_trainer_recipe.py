@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_agent import scoring
 from edge_agent.errors import ConfigError
 from edge_agent.features import FeatureSet, FeatureSpec, log_mel
 from edge_agent.recordings import formats
-from trainer import cli, recipe
+from trainer import architectures, cli, recipe
 
 RECIPES = sorted(recipe.RECIPES.glob("*.yaml"))
 
@@ -151,11 +153,31 @@ def test_the_reference_lists_every_key_and_no_other(tmp_path, monkeypatch):
         return get(self, key)
 
     monkeypatch.setattr(recipe._Reader, "get", listen)
-    recipe.parse(good(tmp_path))
+    for model in architectures.names():
+        for kind in architectures.defaults(model).rules:
+            recipe.parse(good(tmp_path) | {"model": model, "score": {"kind": kind}})
     recipe.parse(good(tmp_path) | {"model": "indicator", "score": {"kind": "indicator", "feature": "rms"}})
     page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
-    rows = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", page, re.M))
-    assert rows == asked - {"context", "score", "split", "train", "threshold"}
+    rows = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", page.partition("## Models")[0], re.M))
+    asked |= {f"score.{key}" for settings in scoring.SETTINGS.values() for key in settings}
+    options = {f"train.{key}" for model in architectures.names() for key in architectures.options(model)}
+    assert rows == asked - options - {"context", "score", "split", "train", "threshold"}
+
+
+def test_the_reference_has_a_row_for_each_model():
+    """docs/recipes.md names each model's score rules, parameters and training options with their defaults."""
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text().partition("## Models")[2]
+    rows = {cells[1].strip(" `"): cells for line in page.splitlines() if len(cells := line.split("|")) == 6}
+    assert set(rows) - {"model", "---"} == set(architectures.names())
+    for model in architectures.names():
+        _, _, score, network, train, _ = rows[model]
+        assert tuple(re.findall(r"`(\w+)`", score)) == architectures.defaults(model).rules
+        given = inspect.signature(architectures.module(model).build).parameters.values()
+        defaults = {p.name: p.default for p in given if p.name not in ("shape", "n_classes")}
+        for text, known in ((network, defaults), (train, architectures.options(model))):
+            assert dict(re.findall(r"`(\w+)` ([\w.]+)", text)) == {
+                k: str(v).lower() for k, v in known.items()
+            }, model
 
 
 def test_the_reference_lists_every_recording_format():

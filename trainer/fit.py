@@ -1,28 +1,32 @@
-"""The training loop: patches in, a trained Keras model and its loss history out.
+"""The training loop: patches in, a trained Keras network and its loss history out.
 
-A loop of our own in place of `Model.fit`: the second stage of `weak_ae` needs its own loss and batches, and
-on the small networks of this project `Model.fit` spends five times longer between the steps than in them.
+A loop of our own in place of `Model.fit`: several networks are trained in stages, each with its own loss and
+batches, and on the small networks of this project `Model.fit` spends five times longer between the steps
+than in them. An architecture that needs more than one descent defines `train(network, course, ...)` and works
+with the `Course` it is given; all others descend once, on their own loss.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from edge_agent import thresholds
-from edge_agent.errors import RecordingError
-from edge_agent.signals import F32, F64
+from edge_agent.errors import ConfigError, Problem, RecordingError
+from edge_agent.signals import F32
 from trainer import architectures, losses
 from trainer.losses import Loss
-from trainer.recipe import Recipe, Training
+from trainer.recipe import Recipe
 
 #: (stage, epoch from 1, epochs, losses of this epoch)
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 #: name -> one value per epoch
 History = dict[str, list[float]]
+#: (x of a batch, y of it, generator) -> the same, changed at random
+Augment = Callable[[F32, Any, np.random.Generator], tuple[F32, Any]]
 
 #: TensorFlow's threads, where OMP_NUM_THREADS does not say how many.
 _THREADS = 2
@@ -51,143 +55,211 @@ def tensorflow() -> Any:
     return tf
 
 
+@dataclass(frozen=True)
+class Data:
+    """Standardised patches to learn from.
+
+    x         : (m, width, F) healthy ones; y: (m,) class numbers, 0 where there are no classes
+    x_held    : (h, width, F) held out for early stopping, may be empty; y_held: (h,)
+    anomalies : (k, width, F) of labelled (or pseudo-labelled) faulty recordings, may be empty
+    weight, anomaly_weight : (m,) and (k,), how much a patch counts; None: each as much as any other
+    """
+
+    x: F32
+    y: Any
+    x_held: F32
+    y_held: Any
+    anomalies: F32
+    weight: F32 | None = None
+    anomaly_weight: F32 | None = None
+
+    def shaped(self, shape: tuple[int, ...]) -> Data:
+        """The same with every patch in the shape a network takes."""
+        to = (-1, *shape)
+        return replace(
+            self, x=self.x.reshape(to), x_held=self.x_held.reshape(to), anomalies=self.anomalies.reshape(to)
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what came of it.
+
+    network : patch -> the outputs that its score rule asks for
+    figures : numbers for the card; arrays : what the score rule needs beside the network (a centre, a head)
+    """
+
+    network: Any
+    history: History
+    figures: dict[str, float]
+    arrays: dict[str, F32] = field(default_factory=dict)
+
+
+class Course:
+    """What an architecture's `train` works with: data in the network's shape, the descent, and where to note results."""
+
+    def __init__(self, recipe: Recipe, data: Data, progress: Progress | None) -> None:
+        self.recipe, self.how, self.data, self.progress = recipe, recipe.train, data, progress
+        self.tf = tensorflow()
+        self.rng = np.random.default_rng([recipe.train.seed, 3])
+        self.history: History = {}
+        self.figures: dict[str, float] = {}
+        self.arrays: dict[str, F32] = {}
+
+    def note(self, stage: str, epoch: int, epochs: int, now: Mapping[str, float]) -> None:
+        """Keep the losses of one epoch under their names and show them; RecordingError where one is not finite."""
+        for name, value in now.items():
+            if not np.isfinite(value):
+                raise RecordingError(
+                    f"{stage}: the {name.replace('_', ' ')} became {value} in epoch {epoch}; expected a finite number: "
+                    "lower train.learning_rate, or look for outliers in the recordings"
+                )
+            self.history.setdefault(name, []).append(round(float(value), 7))
+        if self.progress is not None:
+            self.progress(stage, epoch, epochs, now)
+
+    def descend(
+        self,
+        stage: str,
+        model: Any,
+        loss: Loss,
+        *,
+        x: F32 | None = None,
+        y: Any = None,
+        weight: F32 | None = None,
+        held: tuple[F32, Any] | None = None,
+        epochs: int | None = None,
+        patience: int = 0,
+        learning_rate: float | None = None,
+        beside: F32 | None = None,
+        augment: Augment | None = None,
+        overlap: int = 1,
+        before_epoch: Callable[[], None] | None = None,
+        name: str = "loss",
+    ) -> None:
+        """Minimise the mean loss of `model` by Adam (AdamW with train.weight_decay), in batches of train.batch.
+
+        x, y     : what to learn from; the course's own where not given. y may be class numbers or (m, K) targets
+        held     : with patience, the weights of the best loss on these are kept
+        beside   : anomalous patches (y = 0); every batch gets as many of them as it has normals, drawn with
+                   replacement, so that five clips weigh as much as five hundred
+        overlap  : an epoch sees 1/overlap of the patches, drawn at random
+        name     : under which the loss is kept in the history; that of `held` stands beside as `validation`
+        """
+        how = self.how
+        epochs = how.epochs if epochs is None else epochs
+        x = self.data.x if x is None else x
+        y = np.asarray(self.data.y if y is None else y)
+        y = y if y.ndim > 1 else y.astype(np.int32)
+        weight = np.ones(len(x), np.float32) if weight is None else np.asarray(weight, np.float32)
+        fast_step, fast_measure = self._steps(model, loss, learning_rate or how.learning_rate, y)
+        best, best_epoch, best_weights = np.inf, 0, model.get_weights()
+        watch = held is not None and bool(len(held[0])) and patience > 0
+        for epoch in range(1, epochs + 1):
+            if before_epoch is not None:
+                before_epoch()
+            total = 0.0
+            order = self.rng.permutation(len(x))[: max(1, round(len(x) / overlap))]
+            for i in range(0, len(order), how.batch):
+                pick = order[i : i + how.batch]
+                xb, yb, wb = x[pick], y[pick], weight[pick]
+                if beside is not None:
+                    drawn = self.rng.integers(len(beside), size=len(pick))
+                    xb = np.concatenate([xb, beside[drawn]])
+                    yb, wb = np.concatenate([yb, np.zeros_like(yb)]), np.concatenate([wb, np.ones_like(wb)])
+                if augment is not None:
+                    xb, yb = augment(xb, yb, self.rng)
+                total += float(fast_step(xb, yb, wb)) * len(pick)
+            now = {name: total / len(order)}
+            if held is not None and len(held[0]):
+                parts = [
+                    np.asarray(fast_measure(held[0][i : i + 512], np.asarray(held[1][i : i + 512], y.dtype)))
+                    for i in range(0, len(held[0]), 512)
+                ]
+                now["validation" if name == "loss" else f"{name}_validation"] = float(np.concatenate(parts).mean())
+            self.note(stage, epoch, epochs, now)
+            if watch:
+                value = list(now.values())[-1]
+                if value < best:
+                    best, best_epoch, best_weights = value, epoch, model.get_weights()
+                elif epoch - best_epoch >= patience:
+                    break
+        if watch:
+            model.set_weights(best_weights)
+
+    def _steps(self, model: Any, loss: Loss, learning_rate: float, y: Any) -> tuple[Any, Any]:
+        """(one step of the optimizer on a batch, the losses of a batch), as graphs."""
+        import keras
+
+        tf, how = self.tf, self.how
+        optimizer = (
+            keras.optimizers.AdamW(learning_rate, weight_decay=how.weight_decay)
+            if how.weight_decay
+            else keras.optimizers.Adam(learning_rate)
+        )
+        optimizer.build(model.trainable_variables)
+        kind = tf.int32 if y.ndim == 1 else tf.float32
+        batch = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+        wanted = tf.TensorSpec((None, *y.shape[1:]), kind)
+
+        def step(xb: Any, yb: Any, wb: Any) -> Any:
+            with tf.GradientTape() as tape:
+                value = tf.reduce_sum(wb * loss(model(xb, training=True), xb, yb)) / tf.reduce_sum(wb)
+            variables = model.trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(value, variables), variables, strict=True))
+            return value
+
+        def measure(xb: Any, yb: Any) -> Any:
+            return loss(model(xb, training=False), xb, yb)
+
+        return (
+            tf.function(step, input_signature=[batch, wanted, tf.TensorSpec((None,), tf.float32)]),
+            tf.function(measure, input_signature=[batch, wanted]),
+        )
+
+
 def train(
-    recipe: Recipe,
-    x: F32,
-    y: Any,
-    validation: tuple[F32, Any],
-    anomalies: F32,
-    progress: Progress | None,
-    start: Sequence[F32] | None = None,
-) -> tuple[Any, History, dict[str, float]]:
+    recipe: Recipe, data: Data, progress: Progress | None = None, start: Sequence[F32] | None = None
+) -> Trained:
     """Train the recipe's network.
 
-    x          : (m, width, F) standardised healthy patches; y: (m,) class numbers (0 for autoencoders)
-    validation : the same, held out for early stopping; may be empty
-    anomalies  : (k, width, F) patches of labelled faulty recordings, for the second stage of weak_ae
-    start      : weights to go on from, of the same network; random ones where not given
-    Returns the model, the losses by epoch, and figures for the card.
+    start : weights to go on from, of the same network; random ones where not given
     """
-    tf = tensorflow()
+    tensorflow()
     import keras
 
-    how = recipe.train
-    keras.utils.set_random_seed(how.seed)
-    n_classes = int(np.max(y)) + 1 if len(y) else 1
-    model = architectures.build(recipe.model, (x.shape[1], x.shape[2]), n_classes, recipe.network)
+    keras.utils.set_random_seed(recipe.train.seed)
+    n_classes = int(np.max(data.y)) + 1 if len(data.y) else 1
+    shape = (data.x.shape[1], data.x.shape[2])
+    network = architectures.build(recipe.model, shape, n_classes, recipe.network)
     if start is not None:
-        model.set_weights(start)
-    shape = (-1, *model.input_shape[1:])
-    flat, held = x.reshape(shape), validation[0].reshape(shape)
-    rng = np.random.default_rng([how.seed, 3])
-    loss = losses.BY_NAME[architectures.defaults(recipe.model).loss]
-    history = _descend(
-        tf, model, loss, flat, y, held, validation[1], how, how.epochs, how.patience, rng, "train", progress
+        network.set_weights(start)
+    course = Course(recipe, data.shaped(network.input_shape[1:]), progress)
+    own = getattr(architectures.module(recipe.model), "train", None)
+    if own is None:
+        once(network, course, losses.BY_NAME[architectures.defaults(recipe.model).loss])
+    else:
+        try:
+            own(network, course, **recipe.train.options)
+        except ValueError as error:
+            raise ConfigError(recipe.origin, [Problem("train", repr(dict(recipe.train.options)), str(error))]) from error
+    return Trained(network, course.history, course.figures, course.arrays)
+
+
+def once(network: Any, course: Course, loss: Loss) -> None:
+    """One descent on the healthy patches, stopped early where some are held out."""
+    data, how = course.data, course.how
+    course.history["loss"] = []
+    course.descend(
+        "train", network, loss, held=(data.x_held, data.y_held), patience=how.patience, overlap=how.overlap
     )
-    figures = {"epochs": float(len(history["loss"]))}
-    if how.stage2:
-        if not len(anomalies):
-            raise RecordingError(
-                f"{recipe.origin}: train.stage2 is {how.stage2}, but no labelled anomalous recording is there "
-                "to learn from: set split.anomalies and label some (folder `anomaly`), or set train.stage2 to 0"
-            )
-        a = _hinge_limit(model, flat, how.stage2_rate)
-        figures |= {"hinge_limit": a, "stage2_epochs": float(how.stage2)}
-        second = _descend(
-            tf, model, losses.hinge(a), flat, np.ones(len(flat)), held[:0], np.zeros(0), how, how.stage2, 0, rng,
-            "stage 2", progress, anomalies.reshape(shape),
-        )  # fmt: skip
-        history["stage2_loss"] = second["loss"]
-    return model, history, figures
+    course.figures["epochs"] = float(len(course.history["loss"]))
 
 
-def _hinge_limit(model: Any, x: F32, rate: float) -> float:
-    """Quantile `rate` of the gamma distribution fitted to S(x) of the training patches (m, ...): S4's a.
-
-    From held-out patches, whose error is about twice as large where clips are few, the hinge pushes anomalies
-    further than the network can tell them from fresh healthy clips: on simulated fans AUC fell by 0.09 with twice
-    this limit (docs/decisions/0007).
-    """
-    s: F64 = np.square(x - predict(model, x)).sum(tuple(range(1, x.ndim)), dtype=np.float64)
-    return thresholds.fit(s, "gamma", 1.0 - rate).value
-
-
-def predict(model: Any, x: F32, batch: int = 512) -> F32:
-    """The model's output for x (m, ...), in batches."""
-    parts = [np.asarray(model(x[i : i + batch], training=False), np.float32) for i in range(0, len(x), batch)]
-    return np.concatenate(parts)
-
-
-def _descend(
-    tf: Any, model: Any, loss: Loss, x: F32, y: Any, x_held: F32, y_held: Any, how: Training, epochs: int,
-    patience: int, rng: np.random.Generator, stage: str, progress: Progress | None, beside: F32 | None = None,
-) -> History:  # fmt: skip
-    """Minimise the mean loss by Adam; keep the weights of the best validation loss where there is one.
-
-    beside : anomalous patches (y = 0); every batch gets as many of them as it has normals, drawn with
-             replacement, so that five clips weigh as much as five hundred
-    """
-    import keras
-
-    optimizer = (
-        keras.optimizers.AdamW(how.learning_rate, weight_decay=how.weight_decay)
-        if how.weight_decay
-        else keras.optimizers.Adam(how.learning_rate)
-    )
-    optimizer.build(model.trainable_variables)
-    y = np.asarray(y, np.int32)
-    y_held = np.asarray(y_held, np.int32)
-    signature = [tf.TensorSpec((None, *x.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32)]
-
-    def step(xb: Any, yb: Any) -> Any:
-        with tf.GradientTape() as tape:
-            value = tf.reduce_mean(loss(model(xb, training=True), xb, yb))
-        variables = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(value, variables), variables, strict=True))
-        return value
-
-    def measure(xb: Any, yb: Any) -> Any:
-        return loss(model(xb, training=False), xb, yb)
-
-    fast_step, fast_measure = (tf.function(f, input_signature=signature) for f in (step, measure))
-
-    history: History = {"loss": []}
-    best, best_epoch, best_weights = np.inf, 0, model.get_weights()
-    watch = bool(len(x_held)) and patience > 0
-    for epoch in range(1, epochs + 1):
-        total = 0.0
-        order = rng.permutation(len(x))[: max(1, round(len(x) / how.overlap))]
-        for i in range(0, len(order), how.batch):
-            pick = order[i : i + how.batch]
-            xb, yb = x[pick], y[pick]
-            if beside is not None:
-                drawn = rng.integers(len(beside), size=len(pick))
-                xb, yb = (
-                    np.concatenate([xb, beside[drawn]]),
-                    np.concatenate([yb, np.zeros(len(pick), np.int32)]),
-                )
-            total += float(fast_step(xb, yb)) * len(pick)
-        now = {"loss": total / len(order)}
-        if not np.isfinite(now["loss"]):
-            raise RecordingError(
-                f"{stage}: the loss became {now['loss']} in epoch {epoch}; expected a finite number: lower "
-                "train.learning_rate, or look for outliers in the recordings"
-            )
-        if len(x_held):
-            held = [
-                np.asarray(fast_measure(x_held[i : i + 512], y_held[i : i + 512]))
-                for i in range(0, len(x_held), 512)
-            ]
-            now["validation"] = float(np.concatenate(held).mean())
-        for name, value in now.items():
-            history.setdefault(name, []).append(round(value, 7))
-        if progress is not None:
-            progress(stage, epoch, epochs, now)
-        if watch:
-            if now["validation"] < best:
-                best, best_epoch, best_weights = now["validation"], epoch, model.get_weights()
-            elif epoch - best_epoch >= patience:
-                break
-    if watch:
-        model.set_weights(best_weights)
-    return history
+def predict(model: Any, x: F32, batch: int = 512) -> tuple[F32, ...]:
+    """Every output of the model for x (m, ...), in batches."""
+    parts = []
+    for i in range(0, len(x), batch):
+        out = model(x[i : i + batch], training=False)
+        parts.append([np.asarray(o, np.float32) for o in (out if isinstance(out, (list, tuple)) else (out,))])
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from edge_agent import features, thresholds
+from edge_agent import features, scoring, thresholds
 from edge_agent.errors import ConfigError, Problem
 from edge_agent.features import Context, Family
 from edge_agent.recordings import open_recordings
@@ -100,8 +100,7 @@ class Training:
     validation : share of the training part that is held out for early stopping
     overlap    : training patches are cut this many times as densely as in scoring, and every epoch sees as many
                  as without, drawn at random: a small set of clips is then never seen twice alike
-    stage2     : weak_ae only: epochs of the second stage, 0 leaves it out; stage2_rate: the share of the
-                 training scores below the hinge's limit a (r of S4)
+    options    : those of the architecture's own training, such as stage2 of weak_ae
     """
 
     epochs: int = 100
@@ -112,8 +111,7 @@ class Training:
     validation: float = 0.15
     seed: int = 0
     overlap: int = 1
-    stage2: int = 0
-    stage2_rate: float = 0.99
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -247,13 +245,9 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
     window = _cut(top.section("window"))
     families = tuple(_family(reader) for reader in top.sections("features"))
     known_model = model in architectures.names()
-    defaults = (
-        architectures.defaults(model)
-        if known_model
-        else architectures.Defaults({"kind": "indicator"}, {}, "")
-    )
+    defaults = architectures.defaults(model) if known_model else architectures.INDICATOR
     context = _context(top.section("context", default=dict(defaults.context)))
-    score = _score(top.section("score", default=dict(defaults.score)), model)
+    score = _score(top.section("score", default=dict(defaults.score)), defaults.rules, model)
     split = _split(top.section("split", default={}))
     train = _training(top.section("train", default={}), model)
     if train.overlap > (context.hop if context.over == "frames" else 1):
@@ -476,19 +470,20 @@ def _context(r: _Reader) -> Context:
     return context
 
 
-def _score(r: _Reader, model: str) -> ScoreRule:
-    wanted = {"mobilenet_v2": "log_odds", "indicator": "indicator"}.get(model, "reconstruction")
+def _score(r: _Reader, rules: tuple[str, ...], model: str) -> ScoreRule:
     kind = r.text(
-        "kind", default=wanted, check=lambda s: s == wanted, expected=f"{wanted}, the rule of {model}"
+        "kind", default=rules[0], check=lambda s: s in rules, expected=f"{' or '.join(rules)}, for {model}"
     )
     params: dict[str, Any] = {}
     if kind == "indicator":
         params["feature"] = r.text("feature", expected="the name of one feature, such as rms")
-    elif kind == "reconstruction":
-        choices = {"error": ("mse", "mae", "sse"), "steps": ("all", "newest"), "patches": ("mean", "max")}
-        for key, known in choices.items():
+    for key, known in scoring.SETTINGS.get(kind, {}).items():
+        if isinstance(known[0], str):
             expected = f"one of {', '.join(known)}"
             params[key] = r.text(key, default=known[0], check=known.__contains__, expected=expected)
+        else:
+            low, high, default = known
+            params[key] = r.number(key, default, low, high, whole=isinstance(default, int))
     r.finish()
     return ScoreRule(kind, params)
 
@@ -539,13 +534,26 @@ def _training(r: _Reader, model: str) -> Training:
         r.number("validation", d.validation, 0.0, 0.5),
         r.number("seed", d.seed, 0, 2**31 - 1, whole=True),
         r.number("overlap", d.overlap, 1, 64, whole=True),
-        r.number("stage2", 0, 0, 100_000, whole=True),
-        r.number("stage2_rate", d.stage2_rate, 0.5, 0.9999),
+        _options(r, architectures.options(model) if model in architectures.names() else {}),
     )
-    if training.stage2 and model != "weak_ae":
-        r.bad(r.key("stage2"), training.stage2, "0: only weak_ae has a second stage")
     r.finish()
     return training
+
+
+def _options(r: _Reader, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the architecture's `train` that are given, each of the type of its default."""
+    given: dict[str, Any] = {}
+    for key, default in known.items():
+        value: Any
+        if isinstance(default, bool):
+            value = r.flag(key, default)
+        elif isinstance(default, str):
+            value = r.text(key, default=default)
+        else:
+            value = r.number(key, default, 0, 1e6, whole=isinstance(default, int))
+        if key in r.raw:
+            given[key] = value
+    return given
 
 
 def _limit(r: _Reader) -> Limit:

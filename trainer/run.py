@@ -11,35 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from edge_agent import bundle, scoring, thresholds
 from edge_agent.bundle import Bundle, Manifest, Quantization, Residual
+from edge_agent.causes import Arrays
 from edge_agent.errors import ConfigError, Problem, RecordingError
-from edge_agent.features import FeatureSet, standardisation
-from edge_agent.inference import TFLiteModel
-from edge_agent.pipeline import Model, no_model
+from edge_agent.features import FeatureSet, standardisation, value_range
+from edge_agent.pipeline import Judge
 from edge_agent.scoring import ScoreRule
 from edge_agent.signals import F32, F64
 from edge_agent.thresholds import Threshold
-from trainer import card, export, fit, splits
+from trainer import architectures, card, fit, ship, splits
 from trainer.data import Table, surrogate
 from trainer.data import table as make_table
-from trainer.evaluate import auc
-from trainer.export import ExportError
-from trainer.fit import History, Progress
+from trainer.fit import Data, History, Progress, Trained
 from trainer.recipe import Recipe
+from trainer.ship import Inputs, Shipped
 from trainer.splits import Parts
 from trainer.words import counted
 
-#: The gates of an int8 model: the residual must span this many steps of the output, and scores keep their order.
-MIN_STEPS, MIN_SPEARMAN, MAX_AUC_LOSS = 2.0, 0.99, 0.01
 #: Healthy scores that a limit needs, of each machine where the model knows machines.
 MIN_SCORES = dict.fromkeys(thresholds.METHODS, 10) | {"pot": 10 * thresholds.POT_MIN_EXCESSES}
 #: Below as many calibration scores a rate far below one in their number is warned of.
 FEW_SCORES = 50
-#: Patches from which the converter learns the int8 ranges.
-REPRESENTATIVE = 256
 _GOLDEN_HISTORIES = 8
 
 
@@ -49,6 +43,7 @@ class FitResult:
 
     scores : calibration scores in time order; warnings: sentences that stand in the card too
     network : the Keras model behind the bundle's file; None for `indicator`
+    float_judge : what judges as the bundle would with its float32 file; the bundle's own for `indicator`
     """
 
     bundle: Bundle
@@ -58,30 +53,22 @@ class FitResult:
     warnings: tuple[str, ...]
     table: Table
     parts: Parts
+    float_judge: Judge
     network: Any = None
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Model inputs of some windows: patches (s, n_patches, width, F), and the class of each."""
-
-    patches: F32
-    group: Any
-
-    def flat(self) -> F32:
-        return self.patches.reshape(-1, *self.patches.shape[2:])
-
-    def each(self, values: Any) -> Any:
-        """One value a window -> one a patch."""
-        return np.repeat(values, self.patches.shape[1])
-
-
 def run(
-    recipe: Recipe, out: Path, *, table: Table | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    table: Table | None = None,
+    progress: Progress | None = None,
+    start: Sequence[F32] | None = None,
 ) -> FitResult:
     """Train, export, calibrate, verify and write the bundle `out`.
 
     table : the recipe's features, where they were computed before (they do not depend on the seed)
+    start : weights of the same network to go on from
     Raises ConfigError for a recipe that its data contradict, RecordingError for data that cannot be used.
     """
     table = make_table(recipe) if table is None else table
@@ -93,9 +80,11 @@ def run(
         enough=lambda part: _fewest(recipe, table, part)[1] >= _needed(recipe),
     )
     spec = replace(table.spec, context=recipe.context)
+    declared = architectures.defaults(recipe.model)
     if recipe.model != "indicator":
         learnt_on = np.concatenate([parts.train, parts.validation])
-        offset, scale = standardisation(table.vectors[learnt_on])
+        constants = value_range if declared.input == "range" else standardisation
+        offset, scale = constants(table.vectors[learnt_on])
         spec = replace(spec, offset=offset, scale=scale)
     try:
         features = FeatureSet(spec)
@@ -107,36 +96,18 @@ def run(
     _check_enough(recipe, table, parts)
     calibrate = _inputs(features, vectors, table, parts.calibrate, classes)
     warnings = [parts.note] if parts.note else []
-    history: History = {}
-    figures: dict[str, float] = {}
-    flatbuffer: bytes | None = None
-    keras_model: Any = None
+    trained, shipped = Trained(None, {}, {}), None
     quantization = Quantization("none")
     if recipe.model != "indicator":
-        dense = _dense(features, recipe.train.overlap)
-        train = _inputs(dense, vectors, table, parts.train, classes)
-        if not len(train.patches) or not len(calibrate.patches):
-            raise RecordingError(
-                f"{recipe.origin}: {len(parts.train)} windows to train and {len(parts.calibrate)} to calibrate hold "
-                f"no gap-free history of {spec.context.width}; expected longer recordings or a smaller context.width"
-            )
-        held = _inputs(features, vectors, table, parts.validation, classes)
-        bad = _inputs(dense, vectors, table, parts.anomalies, ())
-        keras_model, history, figures = fit.train(
-            recipe, train.flat(), train.each(train.group), (held.flat(), held.each(held.group)),
-            bad.flat(), progress,
-        )  # fmt: skip
-        flatbuffer, quantization = _export(
-            recipe, keras_model, rule, train, calibrate, len(classes), progress
-        )
+        trained, shipped = _train(recipe, features, vectors, table, parts, calibrate, rule, classes, start, progress)
+        rule, quantization = shipped.rule, shipped.quantization
         if quantization.note:
             warnings.append(quantization.note)
-    width = (spec.context.width, len(features.names))
-    model: Model = no_model if flatbuffer is None else TFLiteModel(flatbuffer, features.n_patches, width)
-    scored = [
-        scoring.build(_own(rule, int(g)))(x, model(x))
-        for x, g in zip(calibrate.patches, calibrate.group, strict=True)
-    ]
+    history, figures = trained.history, trained.figures
+    flatbuffer = None if shipped is None else shipped.flatbuffer
+    arrays: Arrays = {} if shipped is None else shipped.arrays
+    out_of = () if flatbuffer is None else ship.outputs(flatbuffer, calibrate)
+    scored = ship.scored(rule, arrays, calibrate, out_of)
     scores = np.array([s.value for s in scored])
     residuals = np.stack([s.residual for s in scored]).astype(np.float64)
     limits = _thresholds(recipe, scores, calibrate.group, classes, warnings)
@@ -157,8 +128,42 @@ def run(
         golden_windows=windows,
         golden_features=golden,
         card=card.text(manifest, scores, None if flatbuffer is None else len(flatbuffer), warnings),
+        arrays=arrays,
     )
-    return FitResult(written, written.manifest, history, scores, tuple(warnings), table, parts, keras_model)
+    judge = written.judge
+    if shipped is not None:
+        scorer = scoring.build(shipped.float_rule, shipped.float_arrays)
+        judge = replace(judge, model=ship.model_of(shipped.float32, calibrate), scorer=scorer)
+    return FitResult(
+        written, written.manifest, history, scores, tuple(warnings), table, parts, judge, trained.network
+    )
+
+
+def _train(
+    recipe: Recipe, features: FeatureSet, vectors: F32, table: Table, parts: Parts, calibrate: Inputs,
+    rule: ScoreRule, classes: Sequence[str], start: Sequence[F32] | None, progress: Progress | None,
+) -> tuple[Trained, Shipped]:  # fmt: skip
+    """The recipe's network, trained and made ready to ship."""
+    dense = _dense(features, recipe.train.overlap)
+    train = _inputs(dense, vectors, table, parts.train, classes)
+    if not len(train.patches) or not len(calibrate.patches):
+        raise RecordingError(
+            f"{recipe.origin}: {len(parts.train)} windows to train and {len(parts.calibrate)} to calibrate hold "
+            f"no gap-free history of {features.spec.context.width}; expected longer recordings or a smaller "
+            "context.width"
+        )
+    held = _inputs(features, vectors, table, parts.validation, classes)
+    bad = _inputs(dense, vectors, table, parts.anomalies, ())
+    if architectures.defaults(recipe.model).learns == "faults" and not len(bad.patches):
+        raise RecordingError(
+            f"{recipe.origin}: {recipe.model} learns from labelled anomalies and found none: set split.anomalies to the "
+            "number of anomalous recordings to learn from, and label them (folder `anomaly`, or anomaly in the name)"
+        )
+    data = Data(train.flat(), train.each(train.group), held.flat(), held.each(held.group), bad.flat())
+    trained = fit.train(recipe, data, progress, start)
+    learnt = train if dense is features else _inputs(features, vectors, table, parts.train, classes)
+    shipped = ship.ship(recipe, trained, rule, train, calibrate, learnt, max(1, len(classes)), progress)
+    return trained, shipped
 
 
 def _needed(recipe: Recipe) -> int:
@@ -169,7 +174,7 @@ def _fewest(recipe: Recipe, table: Table, part: Any) -> tuple[str | None, int]:
     """(machine, number of scores) of the limit that these windows carry worst; a classifier has one a machine."""
     if recipe.context.over == "windows":
         part = splits.sequences(table, part, recipe.context)[:, -1]
-    if recipe.model != "mobilenet_v2":
+    if architectures.defaults(recipe.model).learns != "machines":
         return None, len(part)
     counts = {c.machine: 0 for c in table.clips if c.healthy}
     for clip in table.of(part):
@@ -216,13 +221,13 @@ def _validation(recipe: Recipe) -> float:
 
 def _classes(recipe: Recipe, table: Table, parts: Parts) -> tuple[str, ...]:
     """Machine ids in the order of the logits; empty for models that know no machine."""
-    if recipe.model != "mobilenet_v2":
+    if architectures.defaults(recipe.model).learns != "machines":
         return ()
     found = {c.machine for c in table.of(parts.train)}
     if None in found or len(found) < 2:
         named = sorted(m for m in found if m is not None)
         raise RecordingError(
-            f"{recipe.origin}: mobilenet_v2 tells machines apart and found the ids {named}; expected at least two, "
+            f"{recipe.origin}: {recipe.model} tells machines apart and found the ids {named}; expected at least two, "
             "as id_00 or section_00 in the file names, or one sub-folder a machine"
         )
     missing = found - {c.machine for c in table.of(parts.calibrate)}
@@ -234,8 +239,11 @@ def _classes(recipe: Recipe, table: Table, parts: Parts) -> tuple[str, ...]:
 
 
 def _rule(recipe: Recipe, names: Sequence[str], n_classes: int) -> ScoreRule:
-    if recipe.score.kind == "log_odds":
-        return ScoreRule("log_odds", {"target": 0, "n_classes": n_classes})
+    if recipe.score.kind == "log_odds" and not n_classes:
+        # A classifier of faults: class 0 is healthy, class 1 is not.
+        return ScoreRule("log_odds", {"target": 0, "n_classes": 2})
+    if n_classes:
+        return ScoreRule(recipe.score.kind, {**recipe.score.params, "target": 0, "n_classes": n_classes})
     if recipe.score.kind == "indicator":
         feature = recipe.score.params["feature"]
         if feature not in names:
@@ -243,10 +251,6 @@ def _rule(recipe: Recipe, names: Sequence[str], n_classes: int) -> ScoreRule:
             raise ConfigError(recipe.origin, [problem])
         return ScoreRule("indicator", {"index": names.index(feature)})
     return recipe.score
-
-
-def _own(rule: ScoreRule, group: int) -> ScoreRule:
-    return rule if rule.kind != "log_odds" else replace(rule, params={**rule.params, "target": group})
 
 
 def _dense(features: FeatureSet, overlap: int) -> FeatureSet:
@@ -257,7 +261,7 @@ def _dense(features: FeatureSet, overlap: int) -> FeatureSet:
     return FeatureSet(replace(features.spec, context=replace(context, hop=max(1, context.hop // overlap))))
 
 
-def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes: Sequence[str]) -> _Inputs:
+def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes: Sequence[str]) -> Inputs:
     context = features.spec.context
     if context.over == "windows":
         histories = splits.sequences(table, part, context)
@@ -273,7 +277,7 @@ def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes
         newest = part
     number = {name: i for i, name in enumerate(classes)}
     group = np.array([number.get(c.machine or "", 0) for c in table.of(newest)], np.int16)
-    return _Inputs(patches, group)
+    return Inputs(patches, group)
 
 
 def _thresholds(
@@ -308,134 +312,10 @@ def _extrapolated(limit: Threshold) -> str | None:
     )
 
 
-# -------------------------------------------------------------------------------------------- export
-
-
-def _export(
-    recipe: Recipe,
-    model: Any,
-    rule: ScoreRule,
-    train: _Inputs,
-    held: _Inputs,
-    n_classes: int,
-    progress: Progress | None,
-) -> tuple[bytes, Quantization]:
-    """The flatbuffer to ship and its figures: as asked for, or float16 where int8 misses a gate."""
-    patches = train.flat()
-    spread = np.linspace(0, len(patches) - 1, min(REPRESENTATIVE, len(patches))).astype(int)
-    shape = (patches.shape[1], patches.shape[2])
-    weights = model.get_weights()
-
-    def convert(quantize: str) -> bytes:
-        if progress is not None:
-            progress(f"export {quantize}", 1, 1, {})
-        return export.tflite(
-            recipe.model, shape, n_classes, recipe.network, weights, quantize, patches[spread]
-        )
-
-    flat_shape = (-1, *model.input_shape[1:])
-    expected = fit.predict(model, held.flat().reshape(flat_shape)).reshape(*held.patches.shape[:2], -1)
-    plain = convert("float32")
-    outputs = _outputs(plain, held)
-    parity = {"keras_float32_max_abs": float(np.abs(outputs - expected).max())}
-    if parity["keras_float32_max_abs"] > 1e-3 * max(1.0, float(np.abs(expected).max())):
-        raise ExportError(
-            f"{recipe.model}: the float TFLite model differs from Keras by {parity['keras_float32_max_abs']:.3g}; "
-            "expected rounding only: the converter is broken for this network"
-        )
-    float_scores = _scores(rule, held, expected)
-    if recipe.quantize == "int8":
-        try:
-            small = convert("int8")
-            figures, reason = _gates(rule, held, expected, float_scores, small)
-        except ExportError as error:
-            figures, reason, small = {}, str(error), b""
-        parity |= figures
-        if not reason:
-            return small, Quantization("int8", parity)
-        note = f"float16 in place of int8: {reason}"
-    else:
-        note = ""
-    if recipe.quantize == "float32":
-        return plain, Quantization("float32", parity)
-    half = convert("float16")
-    scores = _scores(rule, held, _outputs(half, held))
-    parity["float16_spearman"] = _spearman(float_scores, scores)
-    return half, Quantization("float16", parity, note)
-
-
-def _gates(
-    rule: ScoreRule, held: _Inputs, expected: F32, float_scores: F64, flatbuffer: bytes
-) -> tuple[dict[str, float], str]:
-    """Parity figures of an int8 model and, where it misses a gate, why."""
-    outputs = _outputs(flatbuffer, held)
-    scores = _scores(rule, held, outputs)
-    figures = {
-        "spearman": _spearman(float_scores, scores),
-        "score_shift": float(np.mean(scores) / max(float(np.mean(float_scores)), 1e-12) - 1.0),
-    }
-    reasons = []
-    if not figures["spearman"] >= MIN_SPEARMAN:
-        reasons.append(
-            f"rank correlation of float and int8 scores is {figures['spearman']:.4f} < {MIN_SPEARMAN}"
-        )
-    if rule.kind == "log_odds":
-        figures["auc_difference"] = abs(_id_auc(rule, held, outputs) - _id_auc(rule, held, expected))
-        if figures["auc_difference"] > MAX_AUC_LOSS:
-            reasons.append(f"the ids' AUC differs by {figures['auc_difference']:.3f} > {MAX_AUC_LOSS}")
-    else:
-        figures["step"] = _step(flatbuffer, held)
-        difference = held.patches - expected.reshape(held.patches.shape)
-        if rule.params.get("steps") == "newest":
-            difference = difference[:, :, -1:]
-        figures["residual_rmse"] = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
-        if figures["residual_rmse"] < MIN_STEPS * figures["step"]:
-            reasons.append(
-                f"the residual's RMS {figures['residual_rmse']:.3g} is below {MIN_STEPS:g} int8 steps of "
-                f"{figures['step']:.3g}"
-            )
-    return figures, "; ".join(reasons)
-
-
-def _tflite(flatbuffer: bytes, held: _Inputs) -> TFLiteModel:
-    return TFLiteModel(flatbuffer, held.patches.shape[1], held.patches.shape[2:])
-
-
-def _outputs(flatbuffer: bytes, held: _Inputs) -> F32:
-    """(s, n_patches, outputs) of the file as the device runs it."""
-    model = _tflite(flatbuffer, held)
-    return np.stack([model(x)[0].reshape(len(x), -1).copy() for x in held.patches])
-
-
-def _step(flatbuffer: bytes, held: _Inputs) -> float:
-    """Size of one step of the int8 output."""
-    return float(_tflite(flatbuffer, held).output_step)
-
-
-def _scores(rule: ScoreRule, held: _Inputs, outputs: F32) -> F64:
-    rules = [scoring.build(_own(rule, int(g))) for g in held.group]
-    return np.array([r(x, (o,)).value for r, x, o in zip(rules, held.patches, outputs, strict=True)])
-
-
-def _id_auc(rule: ScoreRule, held: _Inputs, outputs: F32) -> float:
-    """How well the scores tell a clip under its own id from the same clip under a wrong one."""
-    own = _scores(rule, held, outputs)
-    n = int(rule.params["n_classes"])
-    wrong = [_scores(rule, replace(held, group=(held.group + k) % n), outputs) for k in range(1, n)]
-    scores = np.concatenate([own, *wrong])
-    return auc(scores, np.arange(len(scores)) >= len(own))
-
-
-def _spearman(a: F64, b: F64) -> float:
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(spearmanr(a, b).statistic)
-
-
 # ---------------------------------------------------------------------------------------- provenance
 
 
-def _golden(table: Table, features: FeatureSet, vectors: F32, calibrate: _Inputs) -> tuple[F32, F32]:
+def _golden(table: Table, features: FeatureSet, vectors: F32, calibrate: Inputs) -> tuple[F32, F32]:
     """(golden windows (k, C, n), golden features (m, v, F)); the windows are surrogates."""
     rng = np.random.default_rng(0)
     windows = np.stack([surrogate(table, rng) for _ in range(2)])

@@ -200,3 +200,14 @@ def standardisation(v: F64 | F32, floor: float = 1e-6) -> tuple[tuple[float, ...
     mean, std = flat.mean(0), flat.std(0)
     std = np.where(std > floor * np.maximum(1.0, np.abs(mean)), std, 1.0)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def value_range(v: F64 | F32, share: float = 1e-3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """One offset and one scale for all features, so that all but `share` of the values at either end lie in [0, 1].
+
+    For networks that give pictures: the same stretch everywhere keeps dark corners dark. Values that never
+    change get the scale 1.
+    """
+    low, high = np.quantile(np.asarray(v, np.float64), [share, 1.0 - share])
+    scale = float(high - low) if high - low > 1e-6 * max(1.0, abs(float(low))) else 1.0
+    return (float(low),) * v.shape[-1], (scale,) * v.shape[-1]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 SCORE = {"kind": "log_odds"}
+SCORES = ("knn",)
+LEARNS = "machines"
 CONTEXT = {"over": "frames", "width": 64, "hop": 32}
-LOSS = "crossentropy"
 
 #: expansion, channels at α = 1, repeats, stride of the first: the paper's table without its last rows,
 #: which are for 224 × 224 photographs.
@@ -20,7 +21,9 @@ BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2), (6, 64, 2, 2), (6, 96, 2,
 def build(
     shape: tuple[int, int], *, n_classes: int, alpha: float = 0.35, head: int = 256, dropout: float = 0.2
 ) -> Any:
-    """Takes (width, F, 1), returns (n_classes,) logits. BatchNorm momentum 0.9: with the usual 0.99 the
+    """Takes (width, F, 1), returns logits (n_classes,) and the feature maps (h, w, head) behind them.
+
+    The mean over a map is the embedding that k-NN compares. BatchNorm momentum 0.9: with the usual 0.99 the
     moving averages of a small training run never arrive, and it predicts at chance."""
     import keras
     from keras import layers
@@ -45,7 +48,18 @@ def build(
     for expansion, channels, repeats, stride in BLOCKS:
         for i in range(repeats):
             x = block(x, expansion, width(channels), stride if i == 0 else 1)
-    x = norm(layers.Conv2D(head, 1, use_bias=False)(x))
-    x = layers.GlobalAveragePooling2D()(x)
+    maps = norm(layers.Conv2D(head, 1, use_bias=False)(x))
+    x = layers.GlobalAveragePooling2D()(maps)
     x = layers.Dropout(dropout)(x)
-    return keras.Model(inputs, layers.Dense(n_classes)(x))
+    return keras.Model(inputs, [layers.Dense(n_classes, name="logits")(x), maps])
+
+
+def train(network: Any, course: Any) -> None:
+    """Cross-entropy of the machine's id; the last layer goes into the bundle for Grad-CAM."""
+    import keras
+
+    from edge_agent.causes import Head
+    from trainer import fit, losses
+
+    fit.once(keras.Model(network.input, network.outputs[0]), course, losses.crossentropy)
+    course.arrays |= Head([tuple(network.get_layer("logits").get_weights())]).arrays()
