@@ -30,7 +30,16 @@ def variants():
         "log_mel": [
             {"deltas": 2, "energy": True, "preemphasis": 0.97},
             {"spectrum": "magnitude", "center": True},
+            {"mfsc": 60},
         ],
+        "scalogram": [
+            {"size": 224},
+            {"z_score": False, "normalise": "none"},
+            {"size": 50, "scales": 40, "log": True},
+            {"normalise": "none", "log": True},
+        ],
+        "vector1200": [{"log": True}],
+        "image3": [{"size": 35}],
         "raw": [{"frame": 100, "decimate": 3}],
     }
     for kind in kinds():

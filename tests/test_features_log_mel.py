@@ -158,6 +158,16 @@ def test_mfsc_layout():
     assert_allclose(v[:, 80:120], naive_delta(v[:, 40:80], 2), atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [3, 39, 120, 300])
+def test_mfsc_of_a_size_is_its_three_parts_and_the_energy(size):
+    """`mfsc: N` is n_mels N/3 with deltas, second deltas and energy: N + 1 values a frame, the same numbers."""
+    short = build(FS, N, mfsc=size)
+    long = build(FS, N, n_mels=size // 3, deltas=2, energy=True)
+    assert short.names == long.names
+    assert len(short.names) == size + 1
+    np.testing.assert_array_equal(short(clip()), long(clip()))
+
+
 @pytest.mark.parametrize("fs", [1000.0, 8000.0, 16000.0, 22050.0, 44100.0, 48000.0, 96000.0])
 def test_the_defaults_serve_every_sampling_rate(fs):
     """Without parameters the frames last 64 to 128 ms (512 samples where that is longer) and each of the 128 filters catches a bin."""
@@ -177,6 +187,11 @@ def test_the_defaults_serve_every_sampling_rate(fs):
         ({"deltas": 3}, "deltas is 3; it must be from 0 to 2"),
         ({"preemphasis": 1.5}, "preemphasis is 1.5; it must be at most 1"),
         ({"energy": 1}, "energy is 1; expected true or false"),
+        ({"mfsc": 40}, "mfsc is 40; it must be a multiple of 3"),
+        ({"mfsc": 0}, "mfsc is 0; it must be at least 3"),
+        ({"mfsc": 39, "n_mels": 13}, "n_mels is 13 beside mfsc 39"),
+        ({"mfsc": 39, "deltas": 0}, "deltas is 0 beside mfsc 39"),
+        ({"mfsc": 39, "energy": False}, "energy is False beside mfsc 39"),
     ],
 )
 def test_wrong_parameters_are_refused(params, says):

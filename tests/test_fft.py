@@ -1,4 +1,4 @@
-"""The two transforms of the features: those of scipy.fft, however they were loaded."""
+"""The three transforms of the features: those of scipy.fft, however they were loaded."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def test_transforms_equal_scipys(shape: tuple[int, ...]) -> None:
     assert np.array_equal(_fft.ifft(spectrum.copy()), fft.ifft(spectrum, norm="forward"))
 
 
+@pytest.mark.parametrize(("rows", "n"), [(1, 16), (5, 300), (33, 9216), (3, 17)])
+def test_real_inverse_equals_scipys(rows: int, n: int) -> None:
+    """irfft writes scipy.fft's unscaled inverse into the array given, also where its rows lie apart."""
+    x = _fft.rfft(np.random.default_rng(2).standard_normal((rows, n)).astype(np.float32))
+    wide = np.zeros((rows, n + 8), np.float32)
+    got = _fft.irfft(x.copy(), wide[:, :n])
+    assert np.array_equal(got, fft.irfft(x, n, norm="forward"))
+    assert np.array_equal(wide[:, :n], got)
+    assert not wide[:, n:].any()
+
+
 def test_rows_of_a_view_are_transformed_as_they_lie() -> None:
     """Overlapping frames, which are a strided view, give the same as their copy."""
     frames = np.lib.stride_tricks.sliding_window_view(np.arange(100, dtype=np.float32), 16)[::4]
@@ -31,9 +42,15 @@ def test_another_scipy_falls_back_to_its_public_functions() -> None:
     """A module with a changed signature or other numbers is refused; the public way gives the same numbers."""
     assert not _fft._understood(SimpleNamespace())
     assert not _fft._understood(SimpleNamespace(r2c=lambda x: x, c2c=lambda x: x))
-    doubled = SimpleNamespace(r2c=lambda x, *_: 2 * fft.rfft(x), c2c=lambda x, *_: fft.ifft(x, norm="forward"))
+    doubled = SimpleNamespace(
+        r2c=lambda x, *_: 2 * fft.rfft(x), c2c=lambda x, *_: fft.ifft(x, norm="forward")
+    )
     assert not _fft._understood(doubled)
     public = _fft._Public()
     assert _fft._understood(public)
     x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
-    assert np.array_equal(public.r2c(x, (-1,), True, 0, None, 1), _fft.rfft(x))
+    spectrum = public.r2c(x, (-1,), True, 0, None, 1)
+    assert np.array_equal(spectrum, _fft.rfft(x))
+    back = np.empty_like(x)
+    public.c2r(spectrum, (-1,), 64, False, 0, back, 1)
+    assert np.array_equal(back, _fft.irfft(spectrum, np.empty_like(x)))

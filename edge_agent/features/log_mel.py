@@ -25,7 +25,7 @@ def build(
     n_samples: int,
     n_fft: int | None = None,
     hop: int | None = None,
-    n_mels: int = 128,
+    n_mels: int | None = None,
     fmin: float = 0.0,
     fmax: float | None = None,
     height: str = "equal",
@@ -33,15 +33,16 @@ def build(
     preemphasis: float = 0.0,
     center: bool = False,
     floor: float = 1e-10,
-    deltas: int = 0,
+    deltas: int | None = None,
     delta_width: int = 2,
-    energy: bool = False,
+    energy: bool | None = None,
+    mfsc: int | None = None,
 ) -> LogMel:
     """Log-mel values of (..., n_samples) -> (..., n_frames, n_mels * (1 + deltas) + energy), in dB.
 
     n_fft, hop  : samples; default 64 ms and at least 512, rounded up to a power of two (1024 at 16 kHz);
                   half of it
-    n_mels      : triangular filters from fmin to fmax Hz (default fs/2), equally spaced on the HTK scale
+    n_mels      : triangular filters from fmin to fmax Hz (default fs/2), equally spaced on the HTK scale; 128
                   mel(f) = 2595 log10(1 + f / 700)
     height      : "equal": every filter's peak is 1; "area": peak 2 / (upper - lower limit in Hz), which
                   lowers the wide filters at high frequencies
@@ -52,8 +53,10 @@ def build(
     floor       : power (in magnitude: its square root) below which the value stays: silence gives
                   10 log10(1e-10) = -100 dB in every band
     deltas      : 0, 1 or 2 orders of d_t = sum_k k (C_{t+k} - C_{t-k}) / (2 sum k^2), k = 1..delta_width;
-                  over the first and last delta_width frames the difference to the next inner frame
-    energy      : the log of the sum of squares of each windowed frame as the last feature, in dB
+                  over the first and last delta_width frames the difference to the next inner frame; 0
+    energy      : the log of the sum of squares of each windowed frame as the last feature, in dB; false
+    mfsc        : MFSC of size N, a multiple of 3: N/3 static values, N/3 deltas, N/3 deltas of these, and the energy,
+                  N + 1 in all; stands for n_mels N/3, deltas 2, energy true, which are not given beside it
 
     Periodic Hann window, no scaling: equals librosa.power_to_db(librosa.feature.melspectrogram(y=x,
     sr=fs, n_fft=n_fft, hop_length=hop, n_mels=n_mels, htk=True, norm=None, center=False), top_db=None) to
@@ -62,6 +65,17 @@ def build(
     """
     fs = number("fs_hz", fs_hz, above=0.0)
     n_samples = sample_count(n_samples, at_least=16)
+    if mfsc is not None:
+        for name, value in (("n_mels", n_mels), ("deltas", deltas), ("energy", energy)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is {value!r} beside mfsc {mfsc!r}, which says it already; give one or the other"
+                )
+        if integer("mfsc", mfsc, at_least=3) % 3:
+            raise ValueError(
+                f"mfsc is {mfsc}; it must be a multiple of 3: as many static values, deltas and second deltas"
+            )
+        n_mels, deltas, energy = int(mfsc) // 3, 2, True
     length = (
         2 ** int(np.ceil(np.log2(max(512.0, 0.064 * fs)) - 1e-9))
         if n_fft is None
@@ -73,7 +87,7 @@ def build(
         raise ValueError(f"n_fft is {length}; it must be at most the window's {n_samples} samples")
     top = number("fmax", fs / 2.0 if fmax is None else fmax, above=0.0, at_most=fs / 2.0)
     low = number("fmin", fmin, at_least=0.0, below=top)
-    edges = mel_edges(integer("n_mels", n_mels), low, top)
+    edges = mel_edges(integer("n_mels", 128 if n_mels is None else n_mels), low, top)
     weights = mel_weights(edges, fs, length, choice("height", height, ("equal", "area")) == "area")
     return LogMel(
         n_samples,
@@ -85,9 +99,9 @@ def build(
         choice("spectrum", spectrum, ("power", "magnitude")) == "power",
         number("preemphasis", preemphasis, at_least=0.0, at_most=1.0),
         number("floor", floor, at_least=1e-30),
-        integer("deltas", deltas, at_least=0, at_most=2),
+        integer("deltas", 0 if deltas is None else deltas, at_least=0, at_most=2),
         integer("delta_width", delta_width),
-        flag("energy", energy),
+        flag("energy", False if energy is None else energy),
     )
 
 
