@@ -85,15 +85,23 @@ def reconstruction(arrays: Arrays, error: str = "mse", steps: str = "all", patch
     return score
 
 
-def vae(arrays: Arrays, beta: float = 0.1) -> Scorer:
+def vae(arrays: Arrays, beta: float = 0.1, error: str = "mae") -> Scorer:
     """Mean L1 error + beta · KL (S3), from outputs (reconstruction, mean (n, d), log variance (n, d)).
 
+    error : "mae"; "mse"; or "mse_per_rms" (our choice), the squared error of each patch over the RMS of the patch
+            itself: a picture with more ink has more edges to miss. Its square is floored at 0.02, so that an empty
+            picture divides by 0.14, not by 0
     KL to the standard normal, mean over the d latent dimensions (our choice: it then has the scale of the
     mean error, whatever d is): -(1 + v - m² - e^v) / 2.
     """
 
+    _choice("error", error, ("mae", "mse", "mse_per_rms"))
+
     def score(x: F32, outputs: Sequence[F32]) -> Score:
-        e = np.abs(x - outputs[0].reshape(x.shape))
+        difference = x - outputs[0].reshape(x.shape)
+        e = (np.abs if error == "mae" else np.square)(difference, out=difference)
+        if error == "mse_per_rms":
+            e /= np.sqrt(0.02 + np.square(x).mean(axis=(1, 2), keepdims=True))
         return Score(_mean(e) + beta * _divergence(outputs[1], outputs[2]), lambda: e)
 
     return score
@@ -256,7 +264,7 @@ _RULES: dict[str, Callable[..., Scorer]] = {
 #: data decide.
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "reconstruction": {"error": ("mse", "mae", "sse"), "steps": ("all", "newest"), "patches": ("mean", "max")},
-    "vae": {"beta": (0.0, 1e3, 0.1)},
+    "vae": {"beta": (0.0, 1e3, 0.1), "error": ("mae", "mse", "mse_per_rms")},
     "distance": {},
     "ensemble": {"weight": (0.0, 1.0, 0.6), "beta": (0.0, 1e3, 0.1)},
     "gan": {"lam": (0.0, 1.0, 0.9)},

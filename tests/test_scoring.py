@@ -1,5 +1,6 @@
 """Scores against their definitions, and explanations that add up."""
 
+import itertools
 import math
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_grad_cam_is_the_gradient_of_the_log_odds():
     sizes = (6, 5, 4, 2)
     layers = [
         (rng.normal(size=(a, b)).astype(np.float32), rng.normal(size=b).astype(np.float32))
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        for a, b in itertools.pairwise(sizes)
     ]
     head = causes.Head(layers)
     assert [a.shape for a in causes.Head.of(head.arrays()).layers[0]] == [(6, 5), (5,)]

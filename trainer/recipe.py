@@ -25,6 +25,7 @@ from trainer import architectures
 
 QUANTIZE = ("int8", "float16", "float32")
 SIMULATORS = ("demo", "fan")
+INPUTS = ("standard", "range")
 SPLIT_BY = ("auto", "time", "recording", "machine")
 #: The parts of the data that train and calibrate where a recipe gives one of the two only.
 TRAIN, CALIBRATE = (0.0, 0.7), (0.7, 1.0)
@@ -126,6 +127,8 @@ class Limit:
 class Recipe:
     """One training run.
 
+    input  : "standard" (every feature has mean 0 and deviation 1 on the training part) or "range" (all values
+             stretched alike into [0, 1], for networks that give pictures)
     about  : for the card: whose data, under which licence, what to expect
     origin : the file it came from, for messages and the bundle's provenance
     """
@@ -142,6 +145,7 @@ class Recipe:
     threshold: Limit = Limit()
     quantize: str = "int8"
     network: Mapping[str, Any] = field(default_factory=dict)
+    input: str = "standard"
     unit: str | None = None
     about: str = ""
     origin: str = "command line"
@@ -262,6 +266,9 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
     quantize = top.text(
         "quantize", default="int8", check=lambda s: s in QUANTIZE, expected=f"one of {', '.join(QUANTIZE)}"
     )
+    given_input = top.text(
+        "input", default=defaults.input, check=INPUTS.__contains__, expected=f"one of {', '.join(INPUTS)}"
+    )
     network = top.mapping("network")
     if known_model:
         parameters = architectures.parameters(model)
@@ -285,6 +292,7 @@ def parse(raw: Any, *, origin: str = "command line", folder: Path = Path()) -> R
         threshold,
         quantize,
         network,
+        given_input,
         unit,
         about,
         origin,

@@ -80,10 +80,9 @@ def run(
         enough=lambda part: _fewest(recipe, table, part)[1] >= _needed(recipe),
     )
     spec = replace(table.spec, context=recipe.context)
-    declared = architectures.defaults(recipe.model)
     if recipe.model != "indicator":
         learnt_on = np.concatenate([parts.train, parts.validation])
-        constants = value_range if declared.input == "range" else standardisation
+        constants = value_range if recipe.input == "range" else standardisation
         offset, scale = constants(table.vectors[learnt_on])
         spec = replace(spec, offset=offset, scale=scale)
     try:

@@ -39,4 +39,4 @@ def train(network: Any, course: Any, *, pretrain: int = 20, beta: float = 0.1) -
     far, near = (layer for layer in network.layers if isinstance(layer, keras.Model))
     deep_svdd.pretrained(far, course, pretrain)
     course.arrays["center"] = deep_svdd.one_class(far, course)
-    vae.variational(near, course, beta, "vae_loss")
+    vae.variational(near, course, beta, name="vae_loss")
