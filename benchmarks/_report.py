@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from benchmarks._data import ROOT
 
@@ -17,3 +18,8 @@ def write_section(name: str, text: str) -> None:
     if not pattern.search(page):
         raise ValueError(f"{RESULTS}: no section {begin} … {end}; add the two markers where the table belongs")
     RESULTS.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page))
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(text, file=sys.stderr, flush=True)

@@ -23,14 +23,29 @@ CENTER_EPS = 0.1
 
 
 def build(
-    shape: tuple[int, int], *, base: int = 16, units: int = 256, embedding: int = 128, channels: int = 1
+    shape: tuple[int, int],
+    *,
+    encoder: str = "residual",
+    base: int = 16,
+    units: int = 256,
+    embedding: int = 128,
+    channels: int = 1,
 ) -> Any:
-    """Takes (width, F), returns z (embedding,)."""
+    """Takes (width, F), returns z (embedding,).
+
+    encoder : "residual", or "plain": three convolutions, as Ruff et al. had for small pictures, without `units`
+    """
     import keras
     from keras import layers
 
+    if encoder not in ("residual", "plain"):
+        raise ValueError(f"network encoder is {encoder!r}; expected residual or plain")
     inputs = keras.Input(shape)
-    x = _blocks.residual_maps(_blocks.picture(inputs, shape, channels), base)
+    x = _blocks.picture(inputs, shape, channels)
+    if encoder == "plain":
+        x = layers.Flatten()(_blocks.plain_maps(x, base))
+        return keras.Model(inputs, layers.Dense(embedding, use_bias=False)(x))
+    x = _blocks.residual_maps(x, base)
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dense(units, use_bias=False)(x)
     x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
