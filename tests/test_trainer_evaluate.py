@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from bundles import healthy as healthy_noise
+from bundles import make_indicator_bundle
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from edge_agent.alarms import AlarmPolicy
+from trainer import cli
 from trainer.data import Clip
-from trainer.evaluate import Scored, Truth, auc, events, figures, pauc, read_labels
+from trainer.evaluate import Scored, auc, events, figures, pauc
+from trainer.labels import Truth, places, read_labels
+from trainer.metrics import means
 from trainer.words import detection
 
 cases = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=4, max_size=60).filter(
@@ -120,3 +129,162 @@ def test_a_detection_without_an_onset_counts_from_the_first_anomalous_window():
     assert detection(found) == "event 30 s after the first anomalous window"
     turned = figures([scored("a", [0] * 6 + [2] * 6)], 10.0, {"a": Truth(None, 60.0)}, AlarmPolicy())
     assert detection(turned["detections"][0]) == "event 30 s after the fault began"
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        (
+            "dev/fan/source_test/section_00_source_test_anomaly_0001.wav",
+            {"machine_type": "fan", "section": "section_00", "domain": "source"},
+        ),
+        (
+            "dev/valve/target_test/section_02_target_test_normal_0001.wav",
+            {"machine_type": "valve", "section": "section_02", "domain": "target"},
+        ),
+        (
+            "dev/valve/test/section_01_target_test_normal_0001_vel_6.wav",
+            {"machine_type": "valve", "section": "section_01", "domain": "target"},
+        ),
+        ("dev/ToyCar/test/anomaly_id_03_00000007.wav", {"machine_type": "ToyCar", "section": "id_03"}),
+        ("dev/load_1/anomaly/a.wav", {"condition": "load_1"}),
+        ("dev/900rpm/OR5/normal/a.wav", {"condition": "900rpm/OR5"}),
+        ("dev/anomaly/a.wav", {}),
+    ],
+)
+def test_the_group_is_read_from_the_layout(path, place):
+    """DCASE 2020, 2021 and later say machine type, section and domain by their names; other folders a condition."""
+    found = places([Path(path), Path("dev/normal/b.wav")], [Truth("anomaly"), Truth("normal")])
+    assert found == [place, {}]
+
+
+def test_a_group_column_goes_before_the_folder(tmp_path):
+    """What the labels' CSV calls the group is the condition, and its label may still come from the name."""
+    (tmp_path / "l.csv").write_text("file,label,group\na.wav,,0.5 kN\nb.wav,anomaly,1 kN\n")
+    labels = read_labels(tmp_path / "l.csv")
+    assert labels == {"a.wav": Truth(None, None, "0.5 kN"), "b.wav": Truth("anomaly", None, "1 kN")}
+    found = places([Path("x/normal/a.wav"), Path("x/z/b.wav")], list(labels.values()))
+    assert found == [{"condition": "0.5 kN"}, {"condition": "1 kN"}]
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=20))
+def test_the_means_are_those_of_numpy_and_scipy(values):
+    """Unknown figures count in neither mean; the harmonic one is at most the arithmetic."""
+    found = means([None, *values])
+    assert found["arithmetic"] == pytest.approx(np.mean(values), abs=1e-4)
+    assert found["harmonic"] == pytest.approx(hmean(values), abs=1e-4)
+    assert found["harmonic"] <= found["arithmetic"] + 1e-4
+    assert means([None]) == {"arithmetic": None, "harmonic": None}
+
+
+def save(path, level=1.0, seed=0, windows=4):
+    """Windows of healthy noise at 1 kHz, `level` times as loud."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, healthy_noise(256 * windows, seed=seed, level=level)[0])
+
+
+def evaluated(capsys, bundle, *options):
+    """What the command prints as JSON."""
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--bundle", str(bundle), "--fs", "1000", "--json", *map(str, options)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_dcase_folder_gives_a_row_a_section_and_domain_with_baselines(tmp_path, capsys):
+    """Two machine types, two domains: four rows, their means, baselines beside, and no clip of `train` is judged."""
+    bundle = make_indicator_bundle(tmp_path / "rms").path
+    seed = 0
+    for kind, level in (("fan", 1.5), ("pump", 1.05)):
+        for k in range(6):
+            save(
+                tmp_path / "dev" / kind / "train" / f"section_00_source_train_normal_{k:04d}.npy",
+                seed=(seed := seed + 1),
+            )
+        for domain in ("source", "target"):
+            for label in ("normal", "anomaly"):
+                for k in range(3):
+                    name = f"section_00_{domain}_test_{label}_{k:04d}.npy"
+                    loud = level if label == "anomaly" else 1.0
+                    save(tmp_path / "dev" / kind / f"{domain}_test" / name, loud, seed=(seed := seed + 1))
+    result = evaluated(capsys, bundle, "--data", tmp_path / "dev", "--baselines", tmp_path / "dev")
+    assert (result["recordings"], result["left_out"]) == (24, 12)
+    rows = {(r["machine_type"], r["section"], r["domain"]): r for r in result["groups"]}
+    assert len(rows) == len(result["groups"]) == 4
+    for (kind, *_), row in rows.items():
+        assert (row["normal_windows"], row["anomalous_windows"]) == (12, 12)
+        assert (row["auc"] > 0.99) == (kind == "fan")
+        assert row["baselines"]["statistics_mahalanobis"]["auc"] > 0.99 or kind == "pump"
+    found = [row["auc"] for row in result["groups"]]
+    assert result["means"]["auc"] == {
+        "arithmetic": pytest.approx(np.mean(found), abs=1e-4),
+        "harmonic": pytest.approx(hmean(found), abs=1e-4),
+    }
+    assert set(result["means"]["machine_types"]) == {"fan", "pump"}
+    assert (
+        result["means"]["machine_types"]["pump"]["auc"]["arithmetic"] < result["means"]["auc"]["arithmetic"]
+    )
+    assert set(result["baselines"]) == {"mean_spectrum_knn", "statistics_mahalanobis"}
+    assert (
+        cli.main(["evaluate", "--bundle", str(bundle), "--fs", "1000", "--data", str(tmp_path / "dev")]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "fan section_00 source" in told
+    assert "harmonic mean pump" in told
+
+
+def test_loads_are_rows_and_a_row_of_one_kind_has_no_auc(tmp_path, capsys):
+    """Sub-folders are conditions; where only normal recordings are, AUC is null and no mean counts it."""
+    bundle = make_indicator_bundle(tmp_path / "rms").path
+    for load, kinds in (("load_0", ("normal", "anomaly")), ("load_1", ("normal",))):
+        for label in kinds:
+            save(
+                tmp_path / "d" / load / label / "a.npy",
+                3.0 if label == "anomaly" else 1.0,
+                seed=len(load + label),
+            )
+    result = evaluated(capsys, bundle, "--data", tmp_path / "d")
+    assert [(r["condition"], r["auc"]) for r in result["groups"]] == [("load_0", 1.0), ("load_1", None)]
+    assert result["means"]["rows"] == 1
+    assert "baselines" not in result
+
+
+def test_what_the_baselines_learn_from_is_not_judged(tmp_path, capsys):
+    """A healthy recording given for both is left out of the judged ones; with nothing left it is an error."""
+    bundle = make_indicator_bundle(tmp_path / "rms").path
+    for k in range(4):
+        save(tmp_path / "d" / "normal" / f"{k}.npy", seed=k)
+    save(tmp_path / "d" / "anomaly" / "x.npy", 3.0, seed=9)
+    healthy = tmp_path / "d" / "normal"
+    result = evaluated(capsys, bundle, "--data", tmp_path / "d", "--baselines", healthy)
+    assert (result["recordings"], result["left_out"], result["auc"]) == (1, 4, None)
+    args = [
+        "evaluate",
+        "--bundle",
+        str(bundle),
+        "--fs",
+        "1000",
+        "--data",
+        str(healthy),
+        "--baselines",
+        str(healthy),
+    ]
+    assert cli.main(args) == 1
+    assert "all 4 recordings" in capsys.readouterr().err
+
+
+def test_a_run_to_failure_tells_its_first_event_and_the_false_ones(tmp_path, capsys):
+    """Twenty windows, loud for five at the start and from window 12 on, onset at window 10: one false event, then the hit."""
+    bundle = make_indicator_bundle(tmp_path / "rms").path
+    level = np.ones(20)
+    level[:5] = level[12:] = 3.0
+    x = healthy_noise(256 * 20, seed=1)[0] * np.repeat(level, 256)
+    (tmp_path / "run").mkdir()
+    np.save(tmp_path / "run" / "b1.npy", x.astype(np.float32))
+    (tmp_path / "l.csv").write_text("file,label,onset\nb1.npy,,2.56\n")
+    result = evaluated(capsys, bundle, "--data", tmp_path / "run", "--labels", tmp_path / "l.csv")
+    (run,) = result["runs"]
+    assert (run["windows"], run["first_event_window"], run["false_events"]) == (20, 2, 1)
+    assert run["before_end_s"] == pytest.approx(17 * 0.256)
+    assert result["detections"][0]["delay_s"] == pytest.approx(15 * 0.256 - 2.56)
+    assert result["false_alarms"] == 1
+    assert "groups" not in result

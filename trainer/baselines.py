@@ -29,6 +29,10 @@ _BATCH = 16
 class Distance(Protocol):
     """How far feature vectors lie from those it was fitted to."""
 
+    @property
+    def typical(self) -> float:
+        """What healthy vectors have, in the middle: distances over it can be compared between machines."""
+
     def score(self, v: Any) -> F64:
         """(m, d) -> (m,), at least 0."""
 
@@ -51,6 +55,18 @@ class Neighbours:
         v = _vectors(v, k)
         offset, scale = (np.asarray(c) for c in standardisation(v))
         return cls((v - offset) / scale, offset, scale, k)
+
+    @property
+    def typical(self) -> float:
+        """Median distance of a reference from the others; 1 where they are all the same, or only one."""
+        if len(self.references) <= self.k:
+            return 1.0
+        found = np.empty(len(self.references))
+        for i, row in enumerate(self.references):
+            d2 = np.square(self.references - row).sum(1)
+            d2[i] = np.inf
+            found[i] = np.sqrt(np.partition(d2, self.k - 1)[: self.k]).mean()
+        return float(np.median(found)) or 1.0
 
     def score(self, v: Any) -> F64:
         """(m, d) -> (m,). A reference itself has 0 at k = 1."""
@@ -89,6 +105,11 @@ class Mahalanobis:
         # Windows that are all equal have no covariance: then it is the plain distance.
         shrunk = (1.0 - a) * covariance + a * (level or 1.0) * np.eye(d)
         return cls(offset, scale, np.linalg.inv(shrunk), a)
+
+    @property
+    def typical(self) -> float:
+        """1: the covariance is a measure for each machine already."""
+        return 1.0
 
     def score(self, v: Any) -> F64:
         """(m, d) -> (m,); 0 at the mean of the healthy vectors."""

@@ -25,7 +25,7 @@ from edge_agent.errors import ConfigError, EdgeAgentError
 from trainer import architectures, recipe
 from trainer.fit import Progress
 from trainer.recipe import Recipe, Source
-from trainer.words import counted, detection, shown
+from trainer.words import counted, told
 
 OK, FAILED, USAGE, BAD_RECIPE = 0, 1, 2, 78
 
@@ -140,7 +140,14 @@ def _parser() -> argparse.ArgumentParser:
             "--labels",
             type=Path,
             metavar="CSV",
-            help="columns file,label[,onset]; label is normal or anomaly; default by file or folder names",
+            help="columns file,label[,onset][,group]; label is normal or anomaly; default by file or folder names",
+        )
+        command.add_argument(
+            "--baselines",
+            type=Path,
+            metavar="PATH",
+            help="healthy recordings, not those to judge: adds what needs no training, the nearest mean spectrum and the "
+            "statistics' Mahalanobis distance, to every table",
         )
         command.add_argument(
             "--fs", type=float, metavar="HZ", help="sampling rate, for files that state none"
@@ -259,23 +266,17 @@ def _chosen(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Recipe
 
 
 def _evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from trainer.evaluate import evaluate, read_labels
+    from trainer.evaluate import evaluate
+    from trainer.labels import read_labels
 
     labels = read_labels(args.labels) if args.labels else None
-    result = evaluate(args.bundle, _recordings(args), labels=labels)
+    result = evaluate(args.bundle, _recordings(args), labels=labels, healthy=_healthy(args))
     _say_unlabelled(result)
     if args.json:
         print(json.dumps(result))
         return OK
-    machines, detections = result.pop("machines", []), result.pop("detections", [])
-    for key, value in result.items():
-        print(f"{key:22} {shown(value)}")
-    for found in detections:
-        print(f"{'detection':22} {detection(found)}")
-    for row in machines:
-        print(
-            f"  {row['machine']:12} AUC {shown(row['auc'])}  pAUC {shown(row['pauc'])}  windows {row['windows']}"
-        )
+    for line in told(result):
+        print(line)
     return OK
 
 
@@ -283,9 +284,11 @@ def _say_unlabelled(result: Mapping[str, Any]) -> None:
     if n := result["unlabelled"]:
         print(
             f"{counted(n, 'recording')} carr{'ies' if n == 1 else 'y'} no label: put normal or anomaly into the file or "
-            "folder name, or give --labels CSV with columns file,label[,onset] where label is normal or anomaly",
+            "folder name, or give --labels CSV with columns file,label[,onset][,group] where label is normal or anomaly",
             file=sys.stderr,
         )
+    if n := result["left_out"]:
+        print(f"{counted(n, 'recording')} to learn from: not judged", file=sys.stderr)
 
 
 def _make(folder: Path) -> None:
@@ -297,27 +300,32 @@ def _make(folder: Path) -> None:
 
 def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from trainer import report
-    from trainer.evaluate import evaluate, read_labels, score_labelled
+    from trainer.evaluate import score_labelled, summary
+    from trainer.labels import read_labels
 
     _make(args.output.parent)
     scored: list[Any] = []
     figures = None
     if args.data is not None:
         labels = read_labels(args.labels) if args.labels else None
-        figures = evaluate(args.bundle, _recordings(args), labels=labels)
+        judged = score_labelled(args.bundle, _recordings(args), labels, _healthy(args))
+        figures = summary(args.bundle, judged, labels)
         _say_unlabelled(figures)
-        groups = score_labelled(args.bundle, _recordings(args), labels)
-        scored = [s for members in groups.values() for s in members]
+        scored = judged.every
     args.output.write_text(report.page(args.bundle, scored, figures), encoding="utf-8")
     print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
     return OK
 
 
-def _recordings(args: argparse.Namespace) -> Iterator[Any]:
+def _recordings(args: argparse.Namespace, path: Path | None = None) -> Iterator[Any]:
     from trainer import data
 
     channels = None if args.channel is None else tuple(args.channel)
-    return data.recordings(Source(args.data, args.fs, channels, args.machine))
+    return data.recordings(Source(path or args.data, args.fs, channels, args.machine))
+
+
+def _healthy(args: argparse.Namespace) -> Iterator[Any] | None:
+    return None if args.baselines is None else _recordings(args, args.baselines)
 
 
 @contextmanager

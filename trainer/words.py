@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -33,3 +33,59 @@ def detection(found: Mapping[str, Any]) -> str:
         return "no event"
     begin = "the first anomalous window" if found["onset"] is None else "the fault began"
     return f"event {found['delay_s']:g} s after {begin}"
+
+
+def told(result: Mapping[str, Any]) -> Iterator[str]:
+    """What `evaluate` gives, line by line: figures, detections, runs, and a line a machine and group."""
+    apart = ("machines", "detections", "groups", "means", "runs", "baselines")
+    for key, value in result.items():
+        if key not in apart:
+            yield f"{key:22} {shown(value)}"
+    for name, row in result.get("baselines", {}).items():
+        yield f"{name:22} AUC {shown(row['auc'])}  pAUC {shown(row['pauc'])}"
+    for found in result["detections"]:
+        yield f"{'detection':22} {detection(found)}"
+    for row in result.get("runs", ()):
+        yield f"{'run':22} {run(row)}"
+    for row in (*result.get("machines", ()), *result.get("groups", ())):
+        yield f"  {group_name(row):32} {areas(row)}  windows {row['windows']}"
+    if "means" in result:
+        yield from _means(result["means"], "")
+
+
+def _means(found: Mapping[str, Any], of: str) -> Iterator[str]:
+    for kind in ("arithmetic", "harmonic"):
+        row = {key: found[key][kind] for key in ("auc", "pauc")}
+        row["baselines"] = {
+            name: {key: value[kind] for key, value in figures.items()}
+            for name, figures in found.get("baselines", {}).items()
+        }
+        yield f"  {f'{kind} mean' + of:32} {areas(row)}"
+    for name, rows in found.get("machine_types", {}).items():
+        yield from _means(rows, f" {name}")
+
+
+def group_name(row: Mapping[str, Any]) -> str:
+    """{"machine_type": "fan", "section": "section_00", "domain": "source"} -> "fan section_00 source"."""
+    keys = ("machine", "machine_type", "section", "domain", "condition")
+    return " ".join(row[key] for key in keys if key in row)
+
+
+def areas(row: Mapping[str, Any]) -> str:
+    """AUC and pAUC of a row, and those of the baselines beside."""
+    beside = "".join(
+        f"  {name.replace('_', ' ')} {shown(b['auc'])} {shown(b['pauc'])}"
+        for name, b in row.get("baselines", {}).items()
+    )
+    return f"AUC {shown(row['auc'])}  pAUC {shown(row['pauc'])}{beside}"
+
+
+def run(row: Mapping[str, Any]) -> str:
+    """One entry of `runs` of `trainer.evaluate`."""
+    early = counted(row["false_events"], "false event")
+    if row["first_event"] is None:
+        return f"{row['recording']}: no event in {row['windows']} windows"
+    return (
+        f"{row['recording']}: first event at window {row['first_event_window']} of {row['windows']}, "
+        f"{row['before_end_s']:g} s before the end; {early} before the fault"
+    )
