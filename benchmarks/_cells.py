@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks._report import say
-from edge_agent import bundle as bundles
 from edge_agent.bundle import Bundle
 from edge_agent.features import FeatureSet
 from edge_agent.pipeline import Judge

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _agent, _data
-from benchmarks._report import write_section
+from benchmarks._report import say, write_section
 from benchmarks.bounds import IMS
 from edge_agent import replay, simulate
 from edge_agent.config import load as load_config
@@ -37,11 +37,6 @@ NAME = "ims"
 RECIPE, BASELINES = "bearing-lstm-ae", ("bearing-rms", "bearing-kurtosis")
 BEARINGS = ("b1", "b2", "b3", "b4")
 FORMAT = "%Y.%m.%d.%H.%M.%S"
-
-
-def say(text: str) -> None:
-    """Progress, for people."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def unpack(found: Path, folder: Path) -> Path | None:
