@@ -23,7 +23,8 @@ def missed(rows: Sequence[Mapping[str, Any]], agent: Mapping[str, float], ghz: f
             found.append(f"{row['work']}: {at:.3f} ms at {BENCH['core_ghz']} GHz, at most {bound['ms']}")
         if row["judged"] and row["ratio"] < bound["ratio"]:
             found.append(f"{row['work']}: {row['ratio']} times, at least {bound['ratio']}; rival {row['rival']}")
-        if row["agree"] > BENCH["agree"]:
-            found.append(f"{row['work']}: scores differ by {row['agree']}, at most {BENCH['agree']}; {row['rival']}")
+        agree = bound.get("agree", BENCH["agree"])
+        if row["agree"] > agree:
+            found.append(f"{row['work']}: results differ by {row['agree']}, at most {agree}; {row['rival']}")
     found += [f"{key} is {agent[key]}, at most {BENCH[key]}" for key in ("rss_mib", "start_s") if agent[key] > BENCH[key]]
     return found

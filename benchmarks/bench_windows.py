@@ -17,6 +17,7 @@ from typing import Any
 import librosa
 import numpy as np
 
+from benchmarks import bench_scalogram
 from benchmarks._bundles import PSD_BANDS, Made, sound_bundle, vibration_bundle
 from benchmarks._timing import quiet_ms
 from benchmarks.bench_features import (
@@ -200,6 +201,8 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
         ),
         _row(VIBRATION, f"{work}; no database", ms, rival, rival_ms, difference, judged=False),
     ]
+    steps = (calls.ours, calls.our_rows, _COMMIT, calls.usual, calls.usual_row)
+    found += bench_scalogram.rows(steps, rounds)
     ours, rivals = clip_calls(made[CLIP])
     times = quiet_ms([(ours, 1), *((call, 1) for call in rivals.values())], rounds=rounds)
     for (quoted, call), rival_ms in zip(rivals.items(), times[1:], strict=True):
