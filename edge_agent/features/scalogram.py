@@ -259,12 +259,11 @@ class _Leakage:
 
     def __init__(self, wavelets: Sequence[F64], steps: Sequence[int], length: int, n: int, size: int) -> None:
         bands = length // 2 // _BINS
-        gain = np.zeros((len(wavelets), bands * _BINS))
-        for row, taps, step in zip(gain, wavelets, steps, strict=True):
+        self._gain: F32 = np.zeros((len(wavelets), bands), np.float32)
+        for row, taps, step in zip(self._gain, wavelets, steps, strict=True):
             power = np.square(np.abs(_spectrum(taps, length, n)[:-1]))
-            above = length // step // 2  # the bins below are in the decimated coefficients
-            row[above:] = power[above:] * (2.0 / (length * n) * 2.0 / math.pi)
-        self._gain: F32 = gain.reshape(len(wavelets), bands, _BINS).mean(2).astype(np.float32)
+            power[: length // step // 2] = 0.0  # these bins are in the decimated coefficients
+            row[:] = power.reshape(bands, _BINS).mean(1) * (2.0 / (length * n) * 2.0 / math.pi)
         self._pool = Pool(n, 1, size)
         at = (np.arange(size) + 0.5) * (n / size)
         near = np.exp(-0.5 * np.square((at[:, np.newaxis] - at) / (len(wavelets) / 2.0)))
