@@ -76,6 +76,66 @@ def _groups(names: tuple[str, ...]) -> tuple[tuple[str, slice], ...]:
     return tuple(groups)
 
 
+#: Shares below this are not told beside others.
+LEAST_SHARE = 0.05
+#: How many places one sentence names.
+MAX_TOLD = 3
+
+
+def sentence(causes: Sequence[Cause]) -> str:
+    """The causes in words: "2.4 to 3.6 kHz carries 61 %, 100 to 200 Hz 12 % of the excess".
+
+    Bands of one kind that touch or overlap are told as one, their shares added; an empty list gives "nothing exceeds
+    what is normal".
+    """
+    told = sorted(_joined(causes), key=lambda part: -part[1])
+    parts = [part for part in told if part[1] >= LEAST_SHARE][:MAX_TOLD] or told[:1]
+    if not parts:
+        return "nothing exceeds what is normal"
+    words = [f"{what}{'' if i else ' carries'} {100.0 * share:.0f} %" for i, (what, share) in enumerate(parts)]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words) + " of the excess"
+
+
+def _joined(causes: Sequence[Cause]) -> list[tuple[str, float]]:
+    """(place in words, share) of each cause, neighbouring bands of one kind joined."""
+    bands: dict[str, list[tuple[float, float, float]]] = {}
+    out = []
+    for cause in causes:
+        if (m := _BAND.fullmatch(cause.feature)) is None:
+            out.append((cause.feature.replace("_", " "), cause.share))
+        else:
+            bands.setdefault(m["kind"], []).append((float(m["lo"]), float(m["hi"]), cause.share))
+    for kind, found in bands.items():
+        low, high, share = min(found)
+        for lo, hi, more in [*sorted(found)[1:], (np.inf, np.inf, 0.0)]:
+            if lo <= high * (1.0 + 1e-9):
+                high, share = max(high, hi), share + more
+                continue
+            out.append((_place(kind, hertz(low, high)), share))
+            low, high, share = lo, hi, more
+    return out
+
+
+def _place(kind: str, band: str) -> str:
+    """ "mel_" -> the band; "d_mel_" -> how it changes; "ch1.cwt_" -> where it was measured."""
+    channel, _, name = kind.rpartition(".")
+    change = "change in " if name.startswith(("d_", "dd_")) else ""
+    return f"{change}{band}" + (f" of channel {channel.removeprefix('ch')}" if channel else "")
+
+
+def hertz(low: float, high: float) -> str:
+    """(2400, 3600) -> "2.4 to 3.6 kHz", (100, 200) -> "100 to 200 Hz", (800, 1200) -> "800 Hz to 1.2 kHz"."""
+    unit = ["Hz" if f < 1000.0 else "kHz" for f in (low, high)]
+    value = [f"{f if u == 'Hz' else f / 1000.0:.3g}" for f, u in zip((low, high), unit, strict=True)]
+    return f"{value[0]}{'' if unit[0] == unit[1] else ' Hz'} to {value[1]} {unit[1]}"
+
+
+def band(name: str) -> tuple[float, float] | None:
+    """(100.0, 200.0) of "mel_100_200hz"; None for a feature that is no band."""
+    m = _BAND.fullmatch(name)
+    return None if m is None else (float(m["lo"]), float(m["hi"]))
+
+
 #: Names of a network's arrays that travel in the bundle, (...) float32.
 Arrays = Mapping[str, F32]
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import ndimage, stats
 
+from edge_agent import causes
 from edge_agent.signals import F64
 from edge_agent.thresholds import Threshold
+from trainer.explain import MAPS, OVERLAID, Explained
 from trainer.words import counted
 
 _SIZE = (7.0, 3.6)
@@ -98,6 +100,79 @@ def over_time(ratios: F64, flags: Any = None, title: str = "healthy windows in t
     axes.set_title(title)
     axes.legend()
     return _png(figure)
+
+
+def explanation(of: Explained) -> bytes:
+    """One window: its input, where the score comes from by band and time, and by band against healthy windows.
+
+    What lies beyond OUTLINE deviations of healthy windows is outlined in red on the input. A mask or a Grad-CAM is laid over
+    the input in colour; an error is shown in deviations from its own normal distribution.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(3, 3, 2), sharey=True)
+    n_features = len(of.names)
+    step = (of.moments[1] - of.moments[0]) / max(len(of.x) - 1, 1) if of.unit == "windows" else 0.0
+    extent = (of.moments[0] - step / 2, of.moments[1] + step / 2, -0.5, n_features - 0.5)
+    how: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent, "interpolation": "nearest"}
+    low, high = np.quantile(of.x, [0.01, 0.99])
+    scale = {"vmin": low, "vmax": high if high > low else low + 1.0}
+    left.imshow(of.x.T, cmap="viridis", **scale, **how)
+    left.set_title("input", fontsize="small")
+    what = MAPS[of.kind]
+    z = of.z
+    # Single cells of noise cross any level: what is outlined is the mean over their neighbours.
+    smooth = ndimage.uniform_filter(z, [1 + n // NEIGHBOURS for n in z.shape])
+    if of.normal is not None and min(z.shape) > 1 and smooth.min() < OUTLINE < smooth.max():
+        left.contour(smooth.T, [OUTLINE], colors="tab:red", linewidths=1.0, extent=extent, origin="lower")
+    if of.kind in OVERLAID:
+        middle.imshow(of.x.T, cmap="gray", **scale, **how)
+        top = float(of.where.max())
+        opacity = of.where.T / top if top > 0.0 else np.zeros_like(of.where.T)
+        drawn = middle.imshow(
+            of.where.T, cmap="autumn_r", alpha=0.85 * opacity, vmin=0.0, vmax=top or 1.0, **how
+        )
+    else:
+        ceiling = max(float(np.quantile(z, 0.995)), 2.0 * OUTLINE if of.normal is not None else 1e-9)
+        drawn = middle.imshow(z.T, cmap="magma", vmin=0.0, vmax=ceiling, **how)
+        what += ", deviations from normal" if of.normal is not None else ""
+    figure.colorbar(drawn, ax=middle, pad=0.01)
+    middle.set_title(what, fontsize="small")
+    for axes in (left, middle):
+        axes.set_xlabel("windows before" if of.unit == "windows" else "time in s", fontsize="small")
+    _bands(left, of.names)
+    _profile(right, of)
+    return _png(figure)
+
+
+#: Deviations from healthy windows from which on a cell is outlined.
+OUTLINE = 3.0
+#: A cell's neighbours are those within this share of the picture's width and height.
+NEIGHBOURS = 32
+
+
+def _bands(axes: Any, names: Sequence[str]) -> None:
+    """About ten ticks: where the band lies, or what the feature is called."""
+    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), 10)).round().astype(int))
+    labels = []
+    for i in places:
+        found = causes.band(names[i])
+        middle = 0.0 if found is None else (found[0] + found[1]) / 2
+        unit, divide = ("kHz", 1000.0) if middle >= 1000.0 else ("Hz", 1.0)
+        labels.append(names[i].replace("_", " ") if found is None else f"{middle / divide:.3g} {unit}")
+    axes.set_yticks(places, labels, fontsize="x-small")
+
+
+def _profile(axes: Any, of: Explained) -> None:
+    """The map by band, mean over time, beside what healthy windows have."""
+    y = np.arange(len(of.names))
+    if of.normal is not None:
+        label = f"5 to 95 % of {counted(of.normal.n, 'normal window')}"
+        axes.fill_betweenx(y, of.normal.low, of.normal.high, alpha=0.4, color="tab:green", label=label)
+    axes.plot(of.where.mean(0), y, color="tab:red", linewidth=1, label="this window")
+    axes.set_title("by band, mean over time", fontsize="small")
+    axes.legend(fontsize="x-small")
 
 
 def _figure(x: str, y: str) -> tuple[Any, Any]:

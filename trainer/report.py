@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from edge_agent import bundle as bundles
 from edge_agent.bundle import Bundle
-from edge_agent.signals import F64
-from trainer import card, plots
+from edge_agent.signals import F64, rfc3339
+from trainer import card, explain, plots
 from trainer.evaluate import Scored
-from trainer.words import detection, shown
+from trainer.explain import Explained
+from trainer.words import areas, detection, group_name, mean, run, shown
 
 _STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}\
@@ -57,41 +58,78 @@ def page(path: Path, scored: Iterable[Scored] = (), figures: dict[str, Any] | No
     table = "".join(
         f"<tr><td>{html.escape(r[0])}</td><td>{html.escape(r[1])}</td></tr>" for r in rows if len(r) == 2
     )
-    pictures = "".join(
-        f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for name, png in images(bundle, scored).items()
-    )
+    scored = list(scored)
+    pictures = "".join(f"<h2>{name}</h2>{_image(name, png)}" for name, png in images(bundle, scored).items())
     listed = "".join(f"<li>{html.escape(w)}</li>" for w in warnings)
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(manifest.name)}</title>',
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(manifest.name)}</h1>",
         f"<p>version {manifest.version}, sha256 {bundle.sha256}</p><table>{table}</table>",
         f"<h2>warnings</h2><ul>{listed}</ul>" if listed else "",
-        pictures,
         "<h2>figures</h2>" + _figures(figures) if figures else "",
+        "".join(_explanation(found) for found in explain.explain(path, scored)),
+        pictures,
         "</body></html>\n",
     ]
     return "".join(parts)
 
 
-def _figures(figures: Mapping[str, Any]) -> str:
-    """What `evaluate` gives as tables: figures, detections in words, a row a machine."""
-    rows = [(k, shown(v)) for k, v in figures.items() if k not in ("detections", "machines")]
-    rows += [("detection", detection(found)) for found in figures["detections"]]
-    tables = [[[k.replace("_", " "), v] for k, v in rows]]
-    if machines := figures.get("machines"):
-        keys = [k for k in machines[0] if k != "detections"]
-        tables.append(
-            [[k.replace("_", " ") for k in keys], *([shown(row[k]) for k in keys] for row in machines)]
-        )
-    return "<br>".join(
-        "<table>"
-        + "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table
-        )
-        + "</table>"
-        for table in tables
+def _image(name: str, png: bytes) -> str:
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _explanation(found: Explained) -> str:
+    """A window in words and in a picture."""
+    kind = "the anomalous window of the highest score" if found.anomalous else "a normal window"
+    where = f"{found.name}, window that ends at {_moment(found.end)}, {found.ratio:.3g} times the limit"
+    return f"<h2>{kind}</h2><p>{html.escape(where)}: <b>{html.escape(found.sentence)}</b>.</p>" + _image(
+        kind, plots.explanation(found)
     )
+
+
+def _moment(t: float) -> str:
+    """Seconds from the start of a file that carries no time, else the time."""
+    return f"{t:g} s" if t < 1e8 else rfc3339(t)
+
+
+#: What `evaluate` gives in tables of their own.
+_APART = ("detections", "machines", "groups", "means", "runs", "baselines")
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    """What `evaluate` gives as tables: figures, detections in words, a row a machine, group, mean and run."""
+    rows = [(k.replace("_", " "), shown(v)) for k, v in figures.items() if k not in _APART]
+    rows += [(k.replace("_", " "), areas(v)) for k, v in figures.get("baselines", {}).items()]
+    rows += [("detection", detection(found)) for found in figures["detections"]]
+    rows += [("run", run(found)) for found in figures.get("runs", ())]
+    for kind in ("arithmetic", "harmonic") if "means" in figures else ():
+        rows.append((f"{kind} mean of the groups", areas(mean(figures["means"], kind))))
+    tables: list[list[Sequence[str]]] = [list(rows)]
+    for key in ("machines", "groups"):
+        if found := figures.get(key):
+            tables.append(_rows(found))
+    return "<br>".join(_table(table) for table in tables)
+
+
+def _rows(found: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+    """A header and a line a machine or group; the baselines' AUC and pAUC as columns of their own."""
+    beside = list(found[0].get("baselines", {}))
+    keys = [k for k, v in found[0].items() if not isinstance(v, (list, dict, str))]
+    header = ["", *(k.replace("_", " ") for k in (*keys, *beside))]
+    lines = [
+        [group_name(row), *(shown(row[k]) for k in keys), *(_pair(row["baselines"][name]) for name in beside)]
+        for row in found
+    ]
+    return [header, *lines]
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    return f"{shown(row['auc'])} / {shown(row['pauc'])}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
 
 
 def _joined(parts: list[F64]) -> F64:

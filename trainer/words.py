@@ -55,14 +55,19 @@ def told(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _means(found: Mapping[str, Any], of: str) -> Iterator[str]:
     for kind in ("arithmetic", "harmonic"):
-        row = {key: found[key][kind] for key in ("auc", "pauc")}
-        row["baselines"] = {
-            name: {key: value[kind] for key, value in figures.items()}
-            for name, figures in found.get("baselines", {}).items()
-        }
-        yield f"  {f'{kind} mean' + of:32} {areas(row)}"
+        yield f"  {f'{kind} mean' + of:32} {areas(mean(found, kind))}"
     for name, rows in found.get("machine_types", {}).items():
         yield from _means(rows, f" {name}")
+
+
+def mean(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The "arithmetic" or "harmonic" figures of `means`, as a row like any other."""
+    row: dict[str, Any] = {key: found[key][kind] for key in ("auc", "pauc")}
+    row["baselines"] = {
+        name: {key: value[kind] for key, value in figures.items()}
+        for name, figures in found.get("baselines", {}).items()
+    }
+    return row
 
 
 def group_name(row: Mapping[str, Any]) -> str:
