@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -129,6 +130,15 @@ def rows(database: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     """Read from a database that an agent may be writing."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10) as db:
         return db.execute(sql, values).fetchall()
+
+
+def offline(path: Path, bundle: Path) -> list[float | None]:
+    """What `edge-agent score` prints of a recording, one score a window."""
+    out = subprocess.run(
+        [sys.executable, "-m", "edge_agent", "score", str(path), "--bundle", str(bundle), "--json"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    return [json.loads(line)["score"] for line in out.splitlines()]
 
 
 def loud(levels: dict[int, float]) -> Callable[[int], float]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agents import Agent, write_plant
+from agents import Agent, offline, write_plant
 from conftest import Broker, until
 
 from edge_agent import simulate
@@ -19,15 +16,6 @@ from edge_agent.config import load
 from edge_agent.replay import replay
 
 MODELS = Path(__file__).parents[1] / "models"
-
-
-def _offline(path: Path, bundle: Path) -> list[float | None]:
-    """What the command prints, one score a window."""
-    out = subprocess.run(
-        [sys.executable, "-m", "edge_agent", "score", str(path), "--bundle", str(bundle), "--json"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    return [json.loads(line)["score"] for line in out.splitlines()]
 
 
 def test_int8_scores_in_the_database_are_exactly_those_of_the_command(tmp_path: Path, broker: Broker) -> None:
@@ -72,7 +60,7 @@ def test_int8_scores_in_the_database_are_exactly_those_of_the_command(tmp_path: 
     for name, source in sources:
         got = agent.rows("SELECT seq, score FROM scores WHERE sensor = ? ORDER BY id", name)
         assert [seq for seq, _ in got] == list(range(windows[name]))
-        assert [score for _, score in got] == _offline(source, Path(sensors[name]["model"]))
+        assert [score for _, score in got] == offline(source, Path(sensors[name]["model"]))
     types = [t for (t,) in agent.rows("SELECT type FROM events WHERE sensor = 'vib' ORDER BY ts")]
     assert types[0] == "new"
     assert types.count("new") == 1
