@@ -1,6 +1,6 @@
 # What CI runs, runnable by hand. The virtual environment is made on first need and kept up to date.
 #
-# Targets that verify (demo, bench, ims, sound) end their stdout with one line of JSON; all else goes to stderr.
+# Targets that verify (demo, bench, ims, results, sound) end their stdout with one line of JSON; all else goes to stderr.
 # DATA=DIR on the command line names the folder of public data (default ../shared/data); make hands it on
 # in the environment by itself.
 
@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 BUNDLES := bearing-lstm-ae demo-lstm-ae sound-mobilenet-v2 sound-weak-ae
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench ims models sound
+.PHONY: help demo test check bench ims models results sound
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -37,6 +37,9 @@ ims: $(VENV)/.installed-all  ## NASA IMS and simulated machines, through broker 
 
 sound: $(VENV)/.installed-all  ## weak supervision and machine ids on sound (needs DATA)
 	@$(BIN)/python -m benchmarks.sound
+
+results: $(VENV)/.installed-all  ## every method on held-out machines, into docs/results.md (needs DATA; FULL=1 for more)
+	@$(BIN)/python -m benchmarks.results --write
 
 models: $(VENV)/.installed-all  ## train every bundle under models/ anew from its recipe (needs DATA)
 	@set -e; export OMP_NUM_THREADS=1; for name in $(BUNDLES); do \

@@ -153,6 +153,8 @@ class Recipe:
 
 # ------------------------------------------------------------------------------------------ defaults
 
+#: Networks of convolutions, which see pictures: time along one side, frequency along the other.
+PICTURES = ("deep_svdd", "vae", "svdd_vae", "wgan_gp", "classifier")
 #: Sampling rates from here on, with WAV or FLAC files, are taken for sound.
 _AUDIO_SUFFIXES = (".wav", ".flac")
 
@@ -179,11 +181,12 @@ def default_mapping(name: str, model: str, path: Path, fs_hz: float | None) -> d
 
     vibration : windows of 8192 points without overlap; six statistics and eight band powers that share
                 the spectrum up to fs/2 (all logarithmic); `lstm_ae` sees the last 8 windows;
-                `indicator` is the RMS
+                `indicator` is the RMS; networks of pictures (`deep_svdd`, `vae`, `svdd_vae`, `wgan_gp`,
+                `classifier`) see a scalogram of 64 × 64
     sound     : windows of 10 s in frames of 64 ms or a little more (a power of two: 1024 points at 16 kHz,
                 4096 at 44.1 and 48 kHz) every half; `weak_ae` 128 mels × 32 frames of twice the length;
                 `mobilenet_v2` 128 mels × 64 frames; `dense_ae` 128 mels × 5 frames (the DCASE baseline's);
-                `lstm_ae` 32 mels × 32 frames
+                `lstm_ae` 32 mels × 32 frames; networks of pictures 64 mels × 64 frames
     split     : 0.7 train, of which 0.15 stop the training early, 0.3 calibrate; more, up to 2/3, where
                 0.3 are less than the limit needs (10 windows)
     """
@@ -207,7 +210,13 @@ def default_mapping(name: str, model: str, path: Path, fs_hz: float | None) -> d
             context = {"over": "frames", "width": 64, "hop": 32}
         elif model == "lstm_ae":
             mel["n_mels"], context = 32, {"over": "frames", "width": 32, "hop": 32}
+        elif model in PICTURES:
+            mel["n_mels"], context = 64, {"over": "frames", "width": 64, "hop": 32}
         recipe["features"], recipe["context"] = [mel], context
+    elif model in PICTURES:
+        recipe["window"] = {"n_samples": 8192}
+        recipe["features"] = [{"kind": "scalogram", "size": 64}]
+        recipe["context"] = {"over": "frames", "width": 64, "hop": 64}
     else:
         recipe["window"] = {"n_samples": 8192}
         bands = {"kind": "spectral", "mode": "bands", "n_bands": 8, "log": True}
