@@ -26,3 +26,6 @@ SOUND = {"gain": 0.0}
 #: `make results`: the shipped file's AUC may differ from the float32 one by `parity`; a bundle holds at most `kb`; the best
 #: network's mean AUC over the hard digits of MNIST is at least `mnist_auc`.
 RESULTS = {"parity": 0.03, "kb": 3000.0, "mnist_auc": 0.93}
+
+#: Intersection over union of the generator's mask and the burst, mean over twenty.
+MASK = {"iou": 0.5}

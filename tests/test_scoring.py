@@ -138,7 +138,16 @@ def test_gan_score_is_the_anomaly_degree_plus_a_constant(lam):
     near = [np.sqrt(np.mean((x - y) ** 2)) for x, y in zip(X, Y, strict=True)]
     length = [np.linalg.norm(z) / np.sqrt(7) for z in Z]
     expected = lam * np.mean(near) + (1 - lam) * (2 - np.mean(length))
-    assert scoring.build(ScoreRule("gan", {"lam": lam}))(X, [Y, Z]).value == pytest.approx(expected, rel=1e-5)
+    score = scoring.build(ScoreRule("gan", {"lam": lam}))(X, [Y, Z])
+    assert score.value == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(score.excess(), np.abs(X - Y))
+
+
+def test_gan_score_leaves_the_length_of_the_latent_vector_out_by_default():
+    """λ = 1: the RMS error alone, whatever ẑ is."""
+    rule = scoring.build(ScoreRule("gan"))
+    assert rule(X, [Y, Z]).value == rule(X, [Y, 5.0 * Z]).value
+    assert rule(X, [X, Z]).value == 0.0
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

@@ -55,7 +55,7 @@ def plan(**train: object) -> recipe.Recipe:
         "threshold": {"method": "gamma", "false_alarm_rate": 0.05},
         "train": {
             "epochs": 3, "batch": 32, "learning_rate": 2e-3, "patience": 0, "validation": 0, "ndf": 4,
-            "encoder_epochs": 3, "tune_epochs": 40,
+            "encoder_epochs": 3, "tune_epochs": 20,
         } | train,
     })  # fmt: skip
 
@@ -91,7 +91,10 @@ def test_the_penalty_looks_between_real_and_drawn() -> None:
     real, fake = np.full((3, 1, 1), 5.0, np.float32), np.full((3, 1, 1), 2.0, np.float32)
     share = tf.constant(np.array([0.0, 0.5, 1.0], np.float32))
     got = wgan_gp.gradient_penalty(
-        lambda x: tf.reduce_sum(x**2, [1, 2])[:, np.newaxis] / 2.0, tf.constant(real), tf.constant(fake), share
+        lambda x: tf.reduce_sum(x**2, [1, 2])[:, np.newaxis] / 2.0,
+        tf.constant(real),
+        tf.constant(fake),
+        share,
     )
     np.testing.assert_allclose(got.numpy(), [16.0, 6.25, 1.0], rtol=1e-5)
 
@@ -115,7 +118,7 @@ def test_pictures_of_28_get_the_layers_of_the_thesis() -> None:
     assert expert.output_shape[0] == (None, 1)
 
 
-@pytest.mark.parametrize(("shape", "channels"), [((28, 28), 1), ((16, 16), 1), ((21, 10), 1), ((16, 48), 3)])
+@pytest.mark.parametrize(("shape", "channels"), [((28, 28), 1), ((21, 10), 1), ((16, 48), 3)])
 def test_every_size_ships_as_keras_has_it(shape: tuple[int, int], channels: int) -> None:
     """Float, half and int8 files of every kind of picture hold built-in operators, take several pictures at once, and
     give Keras' outputs to the rounding of their type."""
@@ -154,16 +157,16 @@ def test_what_was_never_seen_is_not_drawn(trained: FitResult) -> None:
 def test_every_stage_is_in_the_history(trained: FitResult) -> None:
     """Critic's distance, encoder's and fine-tuning's loss have as many values as epochs; the last two fall."""
     history = json.loads((trained.bundle.path / "bundle.json").read_text())["training"]["history"]
-    assert [len(history[k]) for k in ("critic_distance", "encoder_loss", "tune_loss")] == [3, 3, 40]
+    assert [len(history[k]) for k in ("critic_distance", "encoder_loss", "tune_loss")] == [3, 3, 20]
     assert history["tune_loss"][-1] < 0.5 * history["encoder_loss"][-1]
 
 
-def test_the_same_seed_gives_the_same_network(tmp_path: Path) -> None:
-    """Two trainings of one recipe give the same file."""
-    few = table(spots(60, (0, 5), 4), "normal")
-    how = plan(epochs=1, encoder_epochs=1, tune_epochs=1)
-    one, two = (run(how, tmp_path / name, table=few).manifest for name in ("one", "two"))
-    assert one.files["model.tflite"] == two.files["model.tflite"]
+def test_the_same_seed_gives_the_same_network() -> None:
+    """Two trainings of one recipe end in the same weights."""
+    how, x = plan(epochs=1, encoder_epochs=1, tune_epochs=1), spots(60, (0, 5), 4)
+    nobody = np.zeros(60, np.int32)
+    one, two = (fit.train(how, fit.Data(x, nobody, x[:0], nobody[:0], x[:0])).network for _ in range(2))
+    assert all(map(np.array_equal, one.get_weights(), two.get_weights()))
 
 
 def test_a_critic_needs_at_least_one_step(tmp_path: Path) -> None:
