@@ -213,9 +213,19 @@ def write(
                       windows; v is the number of vectors a score needs
     arrays          : those of the score rule
     manifest.files is filled in here. The folder is written beside and then renamed into place.
+    Raises BundleError, and writes nothing, where a number is NaN or infinite.
     """
     import shutil
 
+    _check_finite(
+        **{f"{SCORE} {name}": a for name, a in arrays.items()},
+        residual=(manifest.residual.mean, manifest.residual.std),
+        standardisation=(manifest.features.offset, manifest.features.scale),
+        threshold=[limit.value for limit in (manifest.threshold, *manifest.limits.values())],
+        calibration=calibration,
+        golden_windows=golden_windows,
+        golden_features=golden_features,
+    )
     files: dict[str, bytes] = {}
     if model is not None:
         files[MODEL] = model
@@ -247,6 +257,16 @@ def write(
     shutil.rmtree(path, ignore_errors=True)
     fresh.rename(path)
     return replace(bundle, path=path)
+
+
+def _check_finite(**arrays: Any) -> None:
+    for name, a in arrays.items():
+        bad = int((~np.isfinite(np.asarray(a, np.float64))).sum())
+        if bad:
+            raise BundleError(
+                f"{name.replace('_', ' ')}: {bad} of {np.size(a)} numbers are NaN or infinite; expected finite ones: look for "
+                "damaged recordings, or lower train.learning_rate"
+            )
 
 
 def _judge_for_writing(manifest: Manifest, files: dict[str, bytes]) -> Judge:

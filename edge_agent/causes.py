@@ -39,7 +39,7 @@ def explain(names: Sequence[str], residual: F32, mean: F64, std: F64, top: int =
         Cause(
             name,
             round(float(excess[group].sum()) / total, 3),
-            round(float(excess[group].sum() / max(std[group].sum(), 1e-9)), 1),
+            round(min(float(excess[group].sum() / max(std[group].sum(), 1e-9)), MAX_Z), 1),
         )
         for name, group in _groups(tuple(names))
     ]
@@ -47,6 +47,8 @@ def explain(names: Sequence[str], residual: F32, mean: F64, std: F64, top: int =
     return tuple(cause for cause in causes[:top] if cause.share > 0.0)
 
 
+#: Largest z that is told: an attention map may be 0 on every healthy window, and then any number is "far".
+MAX_Z = 999.0
 #: Bands of one kind that a person is told apart: 128 mel bands become 16.
 MAX_BANDS = 16
 _BAND = re.compile(r"(?P<kind>.*_)(?P<lo>[\d.]+)_(?P<hi>[\d.]+)hz")

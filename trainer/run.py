@@ -93,6 +93,8 @@ def run(
     classes = _classes(recipe, table, parts)
     rule = _rule(recipe, features.names, len(classes))
     _check_enough(recipe, table, parts)
+    if recipe.model != "indicator":
+        _check_different(recipe, table, parts)
     calibrate = _inputs(features, vectors, table, parts.calibrate, classes)
     warnings = [parts.note] if parts.note else []
     trained, shipped = Trained(None, {}, {}), None
@@ -212,6 +214,16 @@ def _check_enough(recipe: Recipe, table: Table, parts: Parts) -> None:
         f"calibration; at least {needed} are needed for a {method} limit, beside those that train: {mend}; or choose a "
         "shorter window" + (", or another threshold method" if method == "pot" else "")
     )
+
+
+def _check_different(recipe: Recipe, table: Table, parts: Parts) -> None:
+    """Refuse training windows that are all the same before a network is trained on them."""
+    learnt = table.vectors[parts.train]
+    if len(learnt) > 1 and not np.ptp(learnt, axis=0).any():
+        raise RecordingError(
+            f"{recipe.origin}: all {len(learnt)} windows to train on are the same; expected recordings that differ: "
+            "silence, or one recording copied, cannot be learnt from"
+        )
 
 
 def _validation(recipe: Recipe) -> float:
