@@ -1,4 +1,4 @@
-"""`make mask`: does the generator's mask say in which band and when a fault sounds?
+"""`python -m benchmarks.mask`: does the generator's mask say in which band and when a fault sounds?
 
     a simulated fan drawn at run time ─► the committed recipe fan-wgan-gp ─► int8 file ─► the agent's Judge
     20 of its clips, each with a burst of noise in a random band at a random time ─► mask ─► intersection over union
