@@ -62,7 +62,7 @@ class Data:
     x         : (m, width, F) healthy ones; y: (m,) class numbers, 0 where there are no classes
     x_held    : (h, width, F) held out for early stopping, may be empty; y_held: (h,)
     anomalies : (k, width, F) of labelled (or pseudo-labelled) faulty recordings, may be empty
-    weight, anomaly_weight : (m,) and (k,), how much a patch counts; None: each as much as any other
+    weight, held_weight, anomaly_weight : (m,), (h,) and (k,), how much a patch counts; None: each as much as any other
     """
 
     x: F32
@@ -72,6 +72,7 @@ class Data:
     anomalies: F32
     weight: F32 | None = None
     anomaly_weight: F32 | None = None
+    held_weight: F32 | None = None
 
     def shaped(self, shape: tuple[int, ...]) -> Data:
         """The same with every patch in the shape a network takes."""
@@ -132,6 +133,7 @@ class Course:
         patience: int = 0,
         learning_rate: float | None = None,
         beside: F32 | None = None,
+        beside_weight: F32 | None = None,
         augment: Augment | None = None,
         overlap: int = 1,
         before_epoch: Callable[[], None] | None = None,
@@ -142,7 +144,8 @@ class Course:
         x, y     : what to learn from; the course's own where not given. y may be class numbers or (m, K) targets
         held     : with patience, the weights of the best loss on these are kept
         beside   : anomalous patches (y = 0); every batch gets as many of them as it has normals, drawn with
-                   replacement, so that five clips weigh as much as five hundred
+                   replacement, so that five clips weigh as much as five hundred; beside_weight: of each, 1 where
+                   not given
         overlap  : an epoch sees 1/overlap of the patches, drawn at random
         name     : under which the loss is kept in the history; that of `held` stands beside as `validation`
         """
@@ -166,7 +169,8 @@ class Course:
                 if beside is not None:
                     drawn = self.rng.integers(len(beside), size=len(pick))
                     xb = np.concatenate([xb, beside[drawn]])
-                    yb, wb = np.concatenate([yb, np.zeros_like(yb)]), np.concatenate([wb, np.ones_like(wb)])
+                    much = np.ones_like(wb) if beside_weight is None else beside_weight[drawn]
+                    yb, wb = np.concatenate([yb, np.zeros_like(yb)]), np.concatenate([wb, much])
                 if augment is not None:
                     xb, yb = augment(xb, yb, self.rng)
                 total += float(fast_step(xb, yb, wb)) * len(pick)

@@ -64,11 +64,13 @@ def run(
     table: Table | None = None,
     progress: Progress | None = None,
     start: Sequence[F32] | None = None,
+    weights: F32 | None = None,
 ) -> FitResult:
     """Train, export, calibrate, verify and write the bundle `out`.
 
     table : the recipe's features, where they were computed before (they do not depend on the seed)
     start : weights of the same network to go on from
+    weights : (n,) how much each window of the table counts in training, 0 not at all, for networks that learn from faults
     Raises ConfigError for a recipe that its data contradict, RecordingError for data that cannot be used.
     """
     table = make_table(recipe) if table is None else table
@@ -100,7 +102,7 @@ def run(
     trained, shipped = Trained(None, {}, {}), None
     quantization = Quantization("none")
     if recipe.model != "indicator":
-        trained, shipped = _train(recipe, features, vectors, table, parts, calibrate, rule, classes, start, progress)
+        trained, shipped = _train(recipe, features, vectors, table, parts, calibrate, rule, classes, start, weights, progress)
         rule, quantization = shipped.rule, shipped.quantization
         if quantization.note:
             warnings.append(quantization.note)
@@ -142,7 +144,8 @@ def run(
 
 def _train(
     recipe: Recipe, features: FeatureSet, vectors: F32, table: Table, parts: Parts, calibrate: Inputs,
-    rule: ScoreRule, classes: Sequence[str], start: Sequence[F32] | None, progress: Progress | None,
+    rule: ScoreRule, classes: Sequence[str], start: Sequence[F32] | None, weights: F32 | None,
+    progress: Progress | None,
 ) -> tuple[Trained, Shipped]:  # fmt: skip
     """The recipe's network, trained and made ready to ship."""
     dense = _dense(features, recipe.train.overlap)
@@ -161,6 +164,9 @@ def _train(
             "number of anomalous recordings to learn from, and label them (folder `anomaly`, or anomaly in the name)"
         )
     data = Data(train.flat(), train.each(train.group), held.flat(), held.each(held.group), bad.flat())
+    if weights is not None:
+        each = {"weight": (train, parts.train), "held_weight": (held, parts.validation), "anomaly_weight": (bad, parts.anomalies)}
+        data = replace(data, **{name: inputs.each(weights[part]) for name, (inputs, part) in each.items()})
     trained = fit.train(recipe, data, progress, start)
     learnt = train if dense is features else _inputs(features, vectors, table, parts.train, classes)
     shipped = ship.ship(recipe, trained, rule, train, calibrate, learnt, max(1, len(classes)), progress)
