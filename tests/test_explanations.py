@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_patches_assemble_to_the_vectors_they_were_cut_from(n, width, hop, n_fea
 def test_every_score_rule_has_words_for_its_map():
     """A new rule is not forgotten: all but the indicator say what their picture shows."""
     assert set(explain.MAPS) == set(scoring._RULES) - {"indicator"}
-    assert set(explain.OVERLAID) <= set(explain.MAPS)
+    assert set(explain.ATTENTIVE) <= set(explain.MAPS)
 
 
 def burst(n, *, label, fault=0.0, seed=0):
@@ -118,6 +119,14 @@ def test_an_autoencoder_names_the_band_and_the_moment_of_the_fault(autoencoder):
     assert low <= 1500.0 <= high
     assert faulty.normal.n == 12
     assert np.abs(np.median(normal.z)) < 1.0
+    # The mask lies in the fault's half and, but for a filter beside it, in its band.
+    then, there = np.nonzero(faulty.mask)
+    assert len(then) > 0.5 * len(faulty.x) / 2
+    assert np.mean(then >= 0.4 * len(faulty.x)) > 0.9
+    found_in = [causes.band(faulty.names[i]) for i in there]
+    assert np.mean([low <= 1650.0 and high >= 1350.0 for low, high in found_in]) > 0.9
+    assert normal.mask.mean() < 0.1 < 10.0 * faulty.mask.mean()
+    assert faulty.what == "reconstruction error, deviations from normal"
 
 
 def test_the_agent_gives_the_same_causes_as_the_report(autoencoder):
@@ -151,3 +160,72 @@ def test_the_picture_of_a_fault_differs_from_that_of_a_healthy_window(autoencode
     drawn = [plots.explanation(e) for e in (faulty, normal, alone)]
     assert len(set(drawn)) == 3
     assert all(min(pixels(png)) > 200 for png in drawn)
+
+
+#: The only thing that tells the two machines apart, Hz.
+BAND = (1230.0, 1580.0)
+
+
+def machines(n, *, seed=0):
+    """Noise; id_01 has more of it between 1230 and 1580 Hz."""
+    out = []
+    for machine, gain in (("id_00", 0.0), ("id_01", 4.0)):
+        for k in range(n):
+            rng = np.random.default_rng([seed, int(gain), k])
+            x = rng.standard_normal(round(2 * FS))
+            spectrum = np.fft.rfft(rng.standard_normal(x.size))
+            f = np.fft.rfftfreq(x.size, 1.0 / FS)
+            spectrum[(f < BAND[0]) | (f > BAND[1])] = 0.0
+            chunk = Chunk((x + gain * np.fft.irfft(spectrum)).astype(np.float32)[np.newaxis], fs_hz=FS)
+            name = f"normal_{machine}_{k:04d}"
+            out.append(
+                (Recording(name, Path(name), FS, None, lambda c=chunk: iter([c])), Clip(name, None, machine))
+            )
+    return out
+
+
+def overlaps(name):
+    """Whether a feature's band and BAND have frequencies in common."""
+    low, high = causes.band(name)
+    return low < BAND[1] and high > BAND[0]
+
+
+def in_band(profile, names):
+    """How much more of the map lies on a filter within BAND than on one below 700 Hz, which both machines share."""
+    low = np.array([causes.band(name)[1] < 700.0 for name in names])
+    return profile[[overlaps(name) for name in names]].mean() / max(profile[low].mean(), 1e-12)
+
+
+def test_grad_cam_points_at_the_band_in_which_two_machines_differ(tmp_path):
+    """Clips of one machine under the other's id: map, causes and sentence name the band, for log-odds and k-NN alike."""
+    chosen = small(
+        tmp_path, model="mobilenet_v2", window={"n_samples": 8000}, split=SPLIT, quantize="float32",
+        features=[{"kind": "log_mel", "n_fft": 1024, "hop": 256, "n_mels": 128}],
+        context={"over": "frames", "width": 16, "hop": 8}, network={"alpha": 0.35, "head": 32},
+        train={"epochs": 20, "batch": 8, "learning_rate": 3e-3, "patience": 0},
+    )  # fmt: skip
+    run(chosen, tmp_path / "b", table=trainer_data.table(chosen, machines(30)))
+    fresh = machines(8, seed=1)
+    own = [(r, Clip(c.name, "normal", "id_00")) for r, c in fresh[:8]]
+    strange = [(r, Clip(f"anomaly_{c.name}", "anomaly", "id_00")) for r, c in fresh[8:]]
+    faulty, _ = explain.explain(tmp_path / "b", score_labelled(tmp_path / "b", own + strange).every)
+    assert faulty.anomalous
+    assert faulty.what == "Grad-CAM of the log-odds"
+    profile = faulty.where.mean(0)
+    # The map is eight bands of sixteen filters: its peak is one of them.
+    assert any(overlaps(faulty.names[i]) for i in np.flatnonzero(profile > 0.99 * profile.max()))
+    assert in_band(profile, faulty.names) > 2.0
+    assert any(overlaps(c.feature) for c in faulty.causes)
+    assert all(c.z <= causes.MAX_Z for c in faulty.causes)
+    assert "kHz carries" in faulty.sentence
+    assert min(pixels(plots.explanation(faulty))) > 200
+
+    bundle = bundles.load(tmp_path / "b", "id_00")
+    vectors = {id(r): next(explain.histories(bundle, r))[1] for r, _ in own + strange}
+    outs = [bundle.judge.model(bundle.judge.features.patches(vectors[id(r)]))[1].copy() for r, _ in own]
+    references = {"references": np.stack([scoring.embedding(o) for o in outs]), "group": np.zeros(len(outs))}
+    rule = scoring.ScoreRule("knn", {"target": 0, "n_classes": 2})
+    judge = replace(bundle.judge, scorer=scoring.build(rule, references))
+    seen = explain.maps(judge, vectors[id(strange[0][0])])[1].mean(0)
+    # The embedding of a clip far from all references leans on every map a little: the distance sees less sharply.
+    assert in_band(seen, faulty.names) > 1.25

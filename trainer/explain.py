@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from edge_agent.pipeline import Judge
 from edge_agent.recordings import Recording, windows
 from edge_agent.scoring import Score
 from edge_agent.signals import F32, F64
+from trainer import masks
 from trainer.evaluate import Scored
 
 #: Healthy windows from which the distribution of every cell is drawn, at most.
@@ -34,20 +36,20 @@ MAPS = {
     "knn": "Grad-CAM of the distance",
     "distance": "squared input",
 }
-#: Maps that are laid over the input.
-OVERLAID = ("gan", "log_odds", "knn")
+#: Rules whose map is Grad-CAM where the bundle allows it, and what it is where not.
+ATTENTIVE, SQUARED = ("log_odds", "knn"), "squared input"
 
 
 @dataclass(frozen=True)
 class Normal:
     """How the map of healthy windows is distributed, feature by feature.
 
-    mean, std : (F,) over every moment of every window; low, high : (F,) 5 and 95 % of the windows' means over time;
+    cells : mean and deviation over every moment of every window, and the limits of a mask
+    low, high : (F,) 5 and 95 % of the windows' means over time
     n : windows
     """
 
-    mean: F64
-    std: F64
+    cells: masks.Normal
     low: F64
     high: F64
     n: int
@@ -57,7 +59,9 @@ class Normal:
 class Explained:
     """One window: x (T, F) standardised input, where (T, F) map >= 0, and what carries it.
 
-    title, moments : in words, and (first, last) of the time axis in `unit`
+    attention : whether the map of a classifier is Grad-CAM; a bundle without its head has none, nor has one whose
+                input is no picture
+    moments : (first, last) of the time axis in `unit`
     """
 
     name: str
@@ -70,16 +74,36 @@ class Explained:
     where: F32
     normal: Normal | None
     causes: tuple[Cause, ...]
+    attention: bool = False
     moments: tuple[float, float] = (0.0, 1.0)
     unit: str = "s"
+
+    @property
+    def overlaid(self) -> bool:
+        """Whether the map is read as a layer over the input."""
+        return self.kind == "gan" or self.attention
+
+    @property
+    def what(self) -> str:
+        """The map in words."""
+        if self.attention:
+            return MAPS[self.kind]
+        name = SQUARED if self.kind in ATTENTIVE else MAPS[self.kind]
+        return name if self.normal is None or self.overlaid else f"{name}, deviations from normal"
 
     @property
     def z(self) -> F64:
         """(T, F) deviations of each cell from the healthy mean; the map itself where no healthy window is known."""
         if self.normal is None:
             return np.asarray(self.where, np.float64)
-        floor = max(float(self.normal.std.max()) * 1e-3, 1e-9)
-        return np.asarray((self.where - self.normal.mean) / np.maximum(self.normal.std, floor), np.float64)
+        return np.asarray((self.where - self.normal.cells.mean) / self.normal.cells.std, np.float64)
+
+    @property
+    def mask(self) -> Any:
+        """(T, F) bool: what is not healthy (`trainer.masks`); all False where no healthy window is known."""
+        if self.normal is None:
+            return np.zeros(self.where.shape, bool)
+        return masks.mask(self.where, self.normal.cells)
 
     @property
     def sentence(self) -> str:
@@ -161,7 +185,7 @@ def explain(path: Path, scored: Sequence[Scored]) -> list[Explained]:
 
 
 def normal_of(healthy: Sequence[tuple[Bundle, Scored]]) -> Normal | None:
-    """The distribution of the map over healthy windows, drawn evenly from the recordings; None without any."""
+    """The distribution of the map over healthy windows, drawn evenly from the recordings; None without two."""
     share = max(1, HEALTHY // max(len(healthy), 1))
     found: list[F32] = []
     for i in np.linspace(0, len(healthy) - 1, min(len(healthy), HEALTHY)).astype(int):
@@ -169,12 +193,11 @@ def normal_of(healthy: Sequence[tuple[Bundle, Scored]]) -> Normal | None:
         assert s.recording is not None  # score_recordings sets it
         wanted = {float(s.end[k]) for k in np.linspace(0, len(s.end) - 1, min(share, len(s.end))).astype(int)}
         found += [maps(bundle.judge, v)[1] for end, v in histories(bundle, s.recording) if end in wanted]
-    if not found:
+    if len(found) < 2:
         return None
-    stacked = np.stack(found).astype(np.float64)
-    flat, profile = stacked.reshape(-1, stacked.shape[-1]), stacked.mean(1)
-    low, high = np.quantile(profile, [0.05, 0.95], axis=0)
-    return Normal(flat.mean(0), flat.std(0), low, high, len(found))
+    stacked = np.stack(found)
+    low, high = np.quantile(stacked.mean(1, dtype=np.float64), [0.05, 0.95], axis=0)
+    return Normal(masks.learn(stacked), low, high, len(found))
 
 
 def _explained(bundle: Bundle, s: Scored, i: int, normal: Normal | None) -> Explained:
@@ -183,10 +206,15 @@ def _explained(bundle: Bundle, s: Scored, i: int, normal: Normal | None) -> Expl
     end = float(s.end[i])
     vectors = next(v for when, v in histories(bundle, s.recording) if when == end)
     x, where, score = maps(judge, vectors)
+    kind = bundle.manifest.score.kind
+    squared = np.square(judge.features.patches(vectors))
+    attention = kind in ATTENTIVE and not np.array_equal(score.excess(), squared)
     explained = Explained(
-        s.clip.name, not s.clip.healthy, end, float(s.ratio[i]), bundle.manifest.score.kind, judge.features.names, x, where,
-        normal, judge.why(score.residual),
+        s.clip.name, not s.clip.healthy, end, float(s.ratio[i]), kind, judge.features.names, x, where, normal,
+        judge.why(score.residual), attention,
     )  # fmt: skip
     if spec.context.over == "windows":
         return replace(explained, moments=(1.0 - len(x), 0.0), unit="windows")
-    return replace(explained, moments=(0.0, spec.n_samples / spec.fs_hz))
+    # Frames behind the last whole patch are not seen.
+    seen = len(x) / judge.features.n_frames
+    return replace(explained, moments=(0.0, seen * spec.n_samples / spec.fs_hz))

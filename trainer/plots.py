@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import stats
 
 from edge_agent import causes
 from edge_agent.signals import F64
 from edge_agent.thresholds import Threshold
-from trainer.explain import MAPS, OVERLAID, Explained
+from trainer.explain import Explained
 from trainer.words import counted
 
 _SIZE = (7.0, 3.6)
+
+
+class Limits(Protocol):
+    """Both limits of pseudo-labels, and how they were set (`trainer.staged`)."""
+
+    @property
+    def low(self) -> float:
+        """Below it records are pseudo-normal."""
+
+    @property
+    def high(self) -> float:
+        """Above it they are pseudo-anomalous."""
+
+    @property
+    def method(self) -> str:
+        """How both were set."""
 
 
 def loss(history: Mapping[str, Sequence[float]]) -> bytes:
@@ -84,6 +100,41 @@ def bins(every: F64, limit: float, n: int) -> tuple[F64, bool]:
     return np.linspace(low, top + 0.1 * (top - low), n), False
 
 
+def pseudo_labels(scores: F64, groups: Any, limits: Limits) -> bytes:
+    """Histogram of stage 1's scores in three colours, pseudo-normal, uncertain and pseudo-anomalous, and both limits.
+
+    A logarithmic count: of a thousand records the few beyond the upper limit are those to look at.
+    """
+    figure, axes = _figure("score of stage 1", "windows")
+    # A lower limit below every score has nothing to show; the axis then begins at the scores.
+    low = min(float(scores.min()), max(limits.low, 0.0))
+    top = max(float(scores.max()), limits.high)
+    far = low > 0.0 and top > 10.0 * float(np.median(scores))
+    edges = np.geomspace(low, 1.05 * top, 61) if far else np.linspace(low, top + 0.02 * (top - low), 61)
+    names = {
+        0: ("pseudo-normal", "tab:blue"),
+        -1: ("uncertain", "tab:gray"),
+        1: ("pseudo-anomalous", "tab:orange"),
+    }
+    of = [np.asarray(scores[groups == g], np.float64) for g in names]
+    axes.hist(
+        of, edges, stacked=True, color=[colour for _, colour in names.values()],
+        label=[f"{name}, {counted(len(s), 'window')}" for s, (name, _) in zip(of, names.values(), strict=True)],
+    )  # fmt: skip
+    if far:
+        axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    for name, value, style in (("lower", limits.low, "--"), ("upper", limits.high, "-")):
+        if edges[0] <= value <= edges[-1]:
+            axes.axvline(
+                value, color="tab:red", linewidth=1, linestyle=style, label=f"{name} limit {value:.4g}"
+            )
+    axes.set_title(f"limits by {limits.method}", fontsize="small")
+    axes.legend(fontsize="small")
+    return _png(figure)
+
+
 def over_time(ratios: F64, flags: Any = None, title: str = "healthy windows in time order") -> bytes:
     """score / limit of consecutive windows; anomalous ones in another colour."""
     figure, axes = _figure("window", "score / limit")
@@ -105,7 +156,7 @@ def over_time(ratios: F64, flags: Any = None, title: str = "healthy windows in t
 def explanation(of: Explained) -> bytes:
     """One window: its input, where the score comes from by band and time, and by band against healthy windows.
 
-    What lies beyond OUTLINE deviations of healthy windows is outlined in red on the input. A mask or a Grad-CAM is laid over
+    The mask of what is not healthy (`trainer.masks`) is outlined in red on the input. A GAN's mask or a Grad-CAM is laid over
     the input in colour; an error is shown in deviations from its own normal distribution.
     """
     from matplotlib.figure import Figure
@@ -120,36 +171,28 @@ def explanation(of: Explained) -> bytes:
     scale = {"vmin": low, "vmax": high if high > low else low + 1.0}
     left.imshow(of.x.T, cmap="viridis", **scale, **how)
     left.set_title("input", fontsize="small")
-    what = MAPS[of.kind]
     z = of.z
-    # Single cells of noise cross any level: what is outlined is the mean over their neighbours.
-    smooth = ndimage.uniform_filter(z, [1 + n // NEIGHBOURS for n in z.shape])
-    if of.normal is not None and min(z.shape) > 1 and smooth.min() < OUTLINE < smooth.max():
-        left.contour(smooth.T, [OUTLINE], colors="tab:red", linewidths=1.0, extent=extent, origin="lower")
-    if of.kind in OVERLAID:
-        middle.imshow(of.x.T, cmap="gray", **scale, **how)
-        top = float(of.where.max())
-        opacity = of.where.T / top if top > 0.0 else np.zeros_like(of.where.T)
-        drawn = middle.imshow(
-            of.where.T, cmap="autumn_r", alpha=0.85 * opacity, vmin=0.0, vmax=top or 1.0, **how
+    mask = of.mask
+    if min(mask.shape) > 1 and mask.any() and not mask.all():
+        left.contour(
+            mask.T.astype(float), [0.5], colors="tab:red", linewidths=1.0, extent=extent, origin="lower"
         )
+    if of.overlaid:
+        middle.imshow(of.x.T, cmap="gray", **scale, **how)
+        top = float(of.where.max()) or 1.0
+        # A GAN's mask is there or not; attention fades out.
+        opacity = mask.T.astype(float) if of.kind == "gan" and of.normal is not None else of.where.T / top
+        drawn = middle.imshow(of.where.T, cmap="autumn_r", alpha=0.85 * opacity, vmin=0.0, vmax=top, **how)
     else:
-        ceiling = max(float(np.quantile(z, 0.995)), 2.0 * OUTLINE if of.normal is not None else 1e-9)
+        ceiling = max(float(np.quantile(z, 0.995)), 5.0 if of.normal is not None else 1e-9)
         drawn = middle.imshow(z.T, cmap="magma", vmin=0.0, vmax=ceiling, **how)
-        what += ", deviations from normal" if of.normal is not None else ""
     figure.colorbar(drawn, ax=middle, pad=0.01)
-    middle.set_title(what, fontsize="small")
+    middle.set_title(of.what, fontsize="small")
     for axes in (left, middle):
         axes.set_xlabel("windows before" if of.unit == "windows" else "time in s", fontsize="small")
     _bands(left, of.names)
     _profile(right, of)
     return _png(figure)
-
-
-#: Deviations from healthy windows from which on a cell is outlined.
-OUTLINE = 3.0
-#: A cell's neighbours are those within this share of the picture's width and height.
-NEIGHBOURS = 32
 
 
 def _bands(axes: Any, names: Sequence[str]) -> None:
