@@ -82,8 +82,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "input": "range",
         "network": {"encoder": "plain", "embedding": 32},
         "train": {
-            "epochs": 15, "batch": 64, "learning_rate": 1e-3, "weight_decay": 1e-6, "patience": 0, "validation": 0,
-            "pretrain": 15,
+            "epochs": 30, "batch": 64, "learning_rate": 1e-3, "weight_decay": 1e-4, "patience": 0, "validation": 0,
+            "pretrain": 10,
+        },
+    },
+    "wgan_gp": {
+        "network": {"latent": 64},
+        "train": {
+            "epochs": 20, "batch": 50, "learning_rate": 5e-4, "patience": 0, "validation": 0, "encoder_epochs": 0,
+            "tune_epochs": 40, "features": 0.0, "cycle": 0.0,
         },
     },
 }  # fmt: skip

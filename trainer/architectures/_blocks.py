@@ -57,12 +57,13 @@ def residual_maps(x: Any, base: int) -> Any:
 
 
 def plain_maps(x: Any, base: int) -> Any:
-    """Three 5 × 5 convolutions at base, 2 · base and 4 · base channels, each halving the picture; no bias anywhere."""
+    """Three 5 × 5 convolutions at base, 2 · base and 4 · base channels, each halving the picture; no bias anywhere,
+    and no scale that could shrink instead of what it scales."""
     from keras import layers
 
     for k in (1, 2, 4):
         x = layers.Conv2D(k * base, 5, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization(momentum=0.9, center=False)(x)
+        x = layers.BatchNormalization(momentum=0.9, center=False, scale=False)(x)
         x = layers.MaxPooling2D(2)(layers.LeakyReLU(0.1)(x))
     return x
 
