@@ -43,8 +43,7 @@ FS_HZ, SECONDS = 16000.0, 10.0
 CENTRE, OCTAVES, LENGTH, LEVEL = (300.0, 5000.0), (0.5, 1.5), (0.6, 2.5), (6.0, 15.0)
 #: A burst begins and ends within this, s: no click.
 RAMP = 0.01
-#: The digit that is healthy in the picture, those that are not, and how that generator is trained. Chosen by looking at
-#: the digits 3 and 9 as the healthy one.
+#: The digit that is healthy in the picture, and those that are shown.
 DIGIT, OTHERS = 3, (3, 0, 2, 5, 8, 9)
 IMAGES = _data.ROOT / "docs" / "img"
 
@@ -246,7 +245,7 @@ def digits(path: Path, seed: int) -> bytes:
     x, y = mnist.pictures(path)
     table, _ = mnist.sets(x, y, DIGIT)
     with tempfile.TemporaryDirectory(prefix="mask-") as folder:
-        made = run.run(digit_plan(seed), Path(folder) / "digit", table=table)
+        made = run.run(mnist.plan("wgan_gp", seed), Path(folder) / "digit", table=table)
         judge = made.bundle.judge
         features = judge.features
         held = np.stack([excess(judge, features.standardise(table.vectors[i])) for i in made.parts.calibrate])
@@ -268,25 +267,6 @@ def digits(path: Path, seed: int) -> bytes:
     for ax, title in zip(axes[:, 0], ("picture", "drawn", "difference", "mask"), strict=True):
         ax.set_ylabel(title)
     return _png(drawing)
-
-
-def digit_plan(seed: int) -> Recipe:
-    """The recipe of the digit's generator."""
-    return recipe.parse({
-        "name": "mnist-wgan-gp",
-        "model": "wgan_gp",
-        "data": {"simulate": "demo"},
-        "window": {"n_samples": mnist.SIZE**2},
-        "features": [{"kind": "raw", "frame": mnist.SIZE}],
-        "context": {"over": "frames", "width": mnist.SIZE, "hop": mnist.SIZE},
-        "split": {"by": "recording", "train": [0.0, 0.8], "calibrate": [0.8, 1.0]},
-        "threshold": {"method": "gamma", "false_alarm_rate": 0.05},
-        "network": {"latent": 64},
-        "train": {
-            "epochs": 20, "batch": 50, "learning_rate": 5e-4, "patience": 0, "validation": 0, "encoder_epochs": 0,
-            "tune_epochs": 40, "features": 0.0, "cycle": 0.0, "seed": seed,
-        },
-    })  # fmt: skip
 
 
 def _png(drawing: Any) -> bytes:
