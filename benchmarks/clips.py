@@ -39,11 +39,15 @@ PLANS: dict[str, dict[str, Any]] = {
         "train": {"epochs": 20, "batch": 64, "patience": 0, "validation": 0, "overlap": 2, "stage2": 40},
     },
     "wgan_gp": {
-        "features": [{"kind": "log_mel", "n_fft": 1024, "hop": 512, "n_mels": 64}],
+        "features": [{"kind": "log_mel", "n_fft": 2048, "hop": 1024, "n_mels": 64}],
         "context": {"over": "frames", "width": 64, "hop": 32},
-        "train": {"epochs": 40, "batch": 50, "patience": 0, "validation": 0},
+        "network": {"latent": 32, "ngf": 8, "encoder": 8},
+        "train": {
+            "epochs": 100, "batch": 32, "learning_rate": 1e-3, "patience": 0, "validation": 0, "overlap": 8, "ndf": 8,
+            "encoder_epochs": 5, "tune_epochs": 30,
+        },
     },
-}
+}  # fmt: skip
 
 
 def machine(number: int) -> str:

@@ -160,7 +160,14 @@ PLANS: dict[str, dict[str, Any]] = {
     # Half the width: two networks in one bundle of at most 3 MB, even as float16.
     "svdd_vae": _IMAGE
     | {"network": {"base": 8}, "train": {"epochs": 20, "pretrain": 20, "batch": 16, "patience": 0, "validation": 0}},
-    "wgan_gp": _IMAGE | {"train": {"epochs": 60, "batch": 16, "patience": 0, "validation": 0}},
+    "wgan_gp": _IMAGE
+    | {
+        "network": {"latent": 32, "ngf": 8, "encoder": 8},
+        "train": {
+            "epochs": 100, "batch": 16, "learning_rate": 1e-3, "patience": 0, "validation": 0, "ndf": 8,
+            "encoder_epochs": 5, "tune_epochs": 60,
+        },
+    },
 }  # fmt: skip
 
 
@@ -183,7 +190,7 @@ def plan(model: str, windows: Windows, split: dict[str, Any], seed: int = 0) -> 
         # A recording is one window: its frames are the sequence.
         raw["features"] = [{"kind": "log_mel", "n_fft": 512, "hop": 256, "n_mels": 16}]
         raw["context"] = {"over": "frames", "width": 17, "hop": 17}
-    if raw.get("features") == _IMAGE["features"] and n_channels > 1 and model != "wgan_gp":
+    if raw.get("features") == _IMAGE["features"] and n_channels > 1:
         raw["network"] = {**raw.get("network", {}), "channels": n_channels}
     return recipe.parse(raw)
 
