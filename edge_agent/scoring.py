@@ -201,38 +201,69 @@ def log_odds(arrays: Arrays, target: int, n_classes: int, channels: int = 1) -> 
 
 
 def knn(
-    arrays: Arrays, k: int = 1, metric: str = "cosine", target: int = 0, n_classes: int = 1, output: int = 1
+    arrays: Arrays,
+    k: int = 1,
+    metric: str = "cosine",
+    target: int = 0,
+    n_classes: int = 1,
+    output: int = 1,
+    spectrum: float = 0.0,
+    whiten: float = 0.0,
 ) -> Scorer:
     """Mean distance of the window's embedding to its k nearest references of the own class.
 
-    arrays : references (m, d) of healthy training windows, group (m,) the class of each
+    arrays : references (m, d') of healthy training windows, group (m,) the class of each; with `whiten` also
+             projection (d, d'), through which an embedding goes before it is compared (the references have been)
     output : which output is the embedding, (n_patches, d), or feature maps (n_patches, h, w, d), whose mean over
              the map it then is; its mean over the patches stands for the window
     metric : "cosine" (1 - cos, in [0, 2]) or "euclidean"
+    spectrum : above 0, the input's mean over patches and time, so much weighted, stands beside the embedding
+    whiten : above 0, the ridge with which the projection was made (`embedding_of`, `trainer.ship`)
     """
     _choice("metric", metric, ("cosine", "euclidean"))
     _target(target, n_classes)
     if k < 1:
         raise ValueError(f"knn k is {k}; expected 1 or more")
     references = _unit(arrays["references"], metric)[arrays["group"].astype(np.int64) == target]
+    projection = arrays["projection"] if whiten > 0.0 else None
     if not len(references):
         raise ValueError(f"knn target {target} has no reference among {len(arrays['group'])}")
 
     def score(x: F32, outputs: Sequence[F32]) -> Score:
         out = outputs[output]
-        own = _unit(embedding(out), metric)
+        own = embedding_of(x, out, spectrum)
+        own = _unit(own if projection is None else own @ projection, metric)
         d2 = np.square(references - own).sum(axis=1, dtype=np.float64)
         nearest = np.argsort(d2, kind="stable")[:k]
         value = float((d2[nearest] / 2.0 if metric == "cosine" else np.sqrt(d2[nearest])).mean())
 
         def seen() -> F32:
-            if out.ndim < 4:
-                return np.square(x)
-            return grad_cam(out, own - references[nearest].mean(0), (x.shape[1], x.shape[2]))
+            # Uphill for the score, in terms of the embedding before the projection.
+            slope = own - references[nearest].mean(0)
+            if projection is not None:
+                slope = projection @ slope
+            n, shape = out.shape[-1], (x.shape[1], x.shape[2])
+            where = grad_cam(out, slope[:n], shape) if out.ndim == 4 else np.square(x)
+            if spectrum > 0.0:
+                # Both as shares of a mean: of the map over all places, of a band over time.
+                band = np.maximum(x * slope[n:], 0.0) * np.float32(spectrum / shape[0])
+                where = band if out.ndim < 4 else where / np.float32(shape[0] * shape[1]) + band
+            return where
 
         return Score(value, seen)
 
     return score
+
+
+def embedding_of(x: F32, out: F32, spectrum: float = 0.0) -> F32:
+    """What `knn` compares, before any projection: `embedding(out)`, and with `spectrum` > 0 the mean of x beside it.
+
+    x : (n_patches, width, F); returns (d,) or (d + F,)
+    """
+    own = embedding(out)
+    if not spectrum > 0.0:
+        return own
+    return np.concatenate([own, np.float32(spectrum) * x.mean(axis=(0, 1))]).astype(np.float32)
 
 
 def embedding(out: F32) -> F32:
@@ -272,7 +303,9 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "ensemble": {"weight": (0.0, 1.0, 0.6), "beta": (0.0, 1e3, 0.1)},
     "gan": {"lam": (0.0, 1.0, 1.0)},
     "log_odds": {},
-    "knn": {"k": (1, 1000, 1), "metric": ("cosine", "euclidean")},
+    "knn": {
+        "k": (1, 1000, 1), "metric": ("cosine", "euclidean"), "spectrum": (0.0, 1e3, 0.0), "whiten": (0.0, 1e3, 0.0),
+    },
 }
 
 

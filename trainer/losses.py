@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,62 @@ def crossentropy(logits: Any, x: Any, y: Any) -> Any:
     n = logits.shape[-1]
     wanted = tf.one_hot(y, n) * (1.0 - LABEL_SMOOTHING) + LABEL_SMOOTHING / n
     return -tf.reduce_sum(wanted * tf.nn.log_softmax(logits), -1)
+
+
+def soft_crossentropy(logits: Any, x: Any, y: Any) -> Any:
+    """As `crossentropy`, of shares y (batch, n_classes) that sum to 1."""
+    import tensorflow as tf
+
+    n = logits.shape[-1]
+    wanted = y * (1.0 - LABEL_SMOOTHING) + LABEL_SMOOTHING / n
+    return -tf.reduce_sum(wanted * tf.nn.log_softmax(logits), -1)
+
+
+def arcface(sub_centres: int, margin: float, scale: float) -> Loss:
+    """Additive angular margin (Deng et al., CVPR 2019), the nearest of a class' sub-centres counts (ECCV 2020).
+
+    output : (batch, n_classes · sub_centres) cosines; y: (batch, n_classes) shares of the classes. For each class
+    -log of the softmax of scale · cos, with cos(θ + margin) for the class itself; margin in rad.
+    """
+    import tensorflow as tf
+
+    def loss(output: Any, x: Any, y: Any) -> Any:
+        n = y.shape[-1]
+        cos = tf.reduce_max(tf.reshape(output, (-1, n, sub_centres)), -1)
+        cos = tf.clip_by_value(cos, -1.0 + 1e-6, 1.0 - 1e-6)
+        own = scale * tf.cos(tf.minimum(tf.acos(cos) + margin, math.pi))
+        # Row c: what stands against class c.
+        others = scale * cos[:, tf.newaxis, :] - 1e9 * tf.eye(n)
+        against = tf.reduce_logsumexp(others, -1)
+        return tf.reduce_sum(y * tf.nn.softplus(against - own), -1)
+
+    return loss
+
+
+def adacos(n_classes: int, sub_centres: int) -> Loss:
+    """Sub-cluster AdaCos (Wilkinghoff, IJCNN 2021): softmax over all sub-centres, the shares of a class' own add up.
+
+    The scale is that of fixed AdaCos (Zhang et al., CVPR 2019) over all of them: sqrt(2) · log(n - 1).
+    output, y : as for `arcface`
+    """
+    import tensorflow as tf
+
+    scale = math.sqrt(2.0) * math.log(max(n_classes * sub_centres - 1, 2))
+
+    def loss(output: Any, x: Any, y: Any) -> Any:
+        log_p = tf.reshape(tf.nn.log_softmax(scale * output), (-1, n_classes, sub_centres))
+        return -tf.reduce_sum(y * tf.reduce_logsumexp(log_p, -1), -1)
+
+    return loss
+
+
+def beside_logits(angular: Loss) -> Loss:
+    """An angular loss of the first output and the cross-entropy of the second, logits, both against the shares y."""
+
+    def loss(output: Any, x: Any, y: Any) -> Any:
+        return angular(output[0], x, y) + soft_crossentropy(output[1], x, y)
+
+    return loss
 
 
 def hinge(a: float) -> Loss:

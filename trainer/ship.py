@@ -129,13 +129,18 @@ def ship(
 def fit_score(rule: ScoreRule, arrays: Arrays, out: Outputs, of: Inputs) -> tuple[ScoreRule, Arrays]:
     """The rule with what training windows teach it, from the outputs of the file it will go with.
 
-    knn      : the embeddings of these windows are the references
+    knn      : the embeddings of these windows are the references, whitened where the rule says so
     ensemble : mean and deviation of either score over these windows (S3)
     Raises RecordingError where all of them score alike.
     """
     if rule.kind == "knn":
-        of_window = [scoring.embedding(o) for o in out[1]]
-        return rule, {**arrays, "references": np.stack(of_window), "group": np.asarray(of.group, np.float32)}
+        beside = float(rule.params.get("spectrum", 0.0))
+        references = np.stack([scoring.embedding_of(x, o, beside) for x, o in zip(of.patches, out[1], strict=True)])
+        arrays = {**arrays, "group": np.asarray(of.group, np.float32)}
+        if ridge := float(rule.params.get("whiten", 0.0)):
+            arrays["projection"] = whitening(references, of.group, ridge)
+            references = references @ arrays["projection"]
+        return rule, {**arrays, "references": references}
     if rule.kind == "ensemble":
         beta = float(rule.params.get("beta", 0.1))
         parts = {
@@ -152,6 +157,27 @@ def fit_score(rule: ScoreRule, arrays: Arrays, out: Outputs, of: Inputs) -> tupl
                 )
         return replace(rule, params={**rule.params, **constants}), arrays
     return rule, arrays
+
+
+def whitening(x: F32, group: Any, ridge: float) -> F32:
+    """(d, d) matrix that makes the scatter within the groups round: directions in which healthy windows of one
+    machine differ anyway count less (within-class covariance normalisation, Hatch et al., Interspeech 2006).
+
+    x     : (m, d), group: (m,)
+    ridge : this share of the mean variance is added in every direction, without which the directions that few
+            windows happen not to show would count without bound; above 0
+    RecordingError where the windows of every group are alike.
+    """
+    within = np.concatenate([x[group == g] - x[group == g].mean(0) for g in np.unique(group)]).astype(np.float64)
+    covariance = within.T @ within / len(within)
+    mean = float(np.trace(covariance)) / len(covariance)
+    if not mean > 0.0:
+        raise RecordingError(
+            f"the {len(x)} training windows of each machine have the same embedding; expected recordings that differ: "
+            "silence, or one recording copied, cannot be learnt from"
+        )
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors / np.sqrt(np.maximum(values, 0.0) + ridge * mean), np.float32)
 
 
 def representative(patches: F32) -> F32:
