@@ -78,3 +78,15 @@ def make_indicator_bundle(
         golden_features=np.stack([vectors[i : i + needed] for i in range(4)]),
         card=f"# {path.name}\n\n{feature} of generated noise; for tests.\n",
     )
+
+
+def golden_noise(path: Path, n_windows: int) -> np.ndarray:
+    """(n, n_channels) float32 of a bundle's golden noise, which has the spectrum of its healthy recordings: so many
+    windows, each of another loudness and the last three times as loud."""
+    spec = bundles.read_manifest(path).features
+    with np.load(path / bundles.GOLDEN) as data:
+        golden = data["windows"] * float(data["window_scale"])
+    n = spec.n_samples + (n_windows - 1) * spec.hop_samples
+    parts = [(0.8 + 0.1 * (k % 5)) * golden[k % len(golden)] for k in range(-(-n // spec.n_samples))]
+    parts[-1] = 3.0 * parts[-1]
+    return np.concatenate(parts, axis=-1)[:, :n].T.astype(np.float32)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agents import Agent, offline, write_plant
+from bundles import golden_noise
 from conftest import Broker, until
 
 from edge_agent import bundle as bundles
-from edge_agent.bundle import Bundle
 from edge_agent.config import load
 from edge_agent.replay import replay
 
@@ -22,17 +22,6 @@ SCORED = 3
 MAX_BYTES = 3_000_000
 
 
-def surrogate(bundle: Bundle, n_windows: int) -> np.ndarray:
-    """(n, channels) of the bundle's own golden noise, each window of another loudness and the last three times as loud."""
-    spec = bundle.manifest.features
-    with np.load(bundle.path / bundles.GOLDEN) as data:
-        golden = data["windows"] * float(data["window_scale"])
-    n = spec.n_samples + (n_windows - 1) * spec.hop_samples
-    parts = [(0.8 + 0.1 * (k % 5)) * golden[k % len(golden)] for k in range(-(-n // spec.n_samples))]
-    parts[-1] = 3.0 * parts[-1]
-    return np.concatenate(parts, axis=-1)[:, :n].T.astype(np.float32)
-
-
 @pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.name)
 def test_a_committed_bundle_scores_in_the_agent_as_offline(
     path: Path, tmp_path: Path, broker: Broker
@@ -42,7 +31,7 @@ def test_a_committed_bundle_scores_in_the_agent_as_offline(
     spec = bundle.manifest.features
     waiting = spec.context.width - 1 if spec.context.over == "windows" else 0
     n_windows = waiting + SCORED
-    np.savez(tmp_path / "run.npz", x=surrogate(bundle, n_windows), fs=np.float64(spec.fs_hz))
+    np.savez(tmp_path / "run.npz", x=golden_noise(path, n_windows), fs=np.float64(spec.fs_hz))
     packed = {"format": "f32le", "header": "ts_seq", "n_channels": spec.n_channels}
     sensor = {
         "model": str(path), "fs_hz": spec.fs_hz, "payload": packed, "channels": list(range(spec.n_channels)),

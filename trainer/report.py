@@ -67,7 +67,7 @@ def page(path: Path, scored: Iterable[Scored] = (), figures: dict[str, Any] | No
         f"<p>version {manifest.version}, sha256 {bundle.sha256}</p><table>{table}</table>",
         f"<h2>warnings</h2><ul>{listed}</ul>" if listed else "",
         "<h2>figures</h2>" + _figures(figures) if figures else "",
-        "".join(_explanation(found) for found in explain.explain(path, scored)),
+        explained(path, scored),
         pictures,
         "</body></html>\n",
     ]
@@ -76,6 +76,11 @@ def page(path: Path, scored: Iterable[Scored] = (), figures: dict[str, Any] | No
 
 def _image(name: str, png: bytes) -> str:
     return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def explained(path: Path, scored: Sequence[Scored]) -> str:
+    """The HTML of the windows that `explain.explain` chooses; empty where the score is a single feature."""
+    return "".join(_explanation(found) for found in explain.explain(path, scored))
 
 
 def _explanation(found: Explained) -> str:
