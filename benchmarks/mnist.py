@@ -82,7 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "input": "range",
         "network": {"encoder": "plain", "embedding": 32},
         "train": {
-            "epochs": 30, "batch": 64, "learning_rate": 1e-3, "weight_decay": 1e-4, "patience": 0, "validation": 0,
+            "epochs": 20, "batch": 64, "learning_rate": 1e-3, "weight_decay": 1e-4, "patience": 0, "validation": 0,
             "pretrain": 10,
         },
     },
