@@ -18,7 +18,7 @@ from edge_agent.alarms import AlarmPolicy
 from trainer import cli
 from trainer.data import Clip
 from trainer.evaluate import Scored, auc, events, figures, pauc
-from trainer.labels import Truth, places, read_labels
+from trainer.labels import Truth, places, read_labels, truth
 from trainer.metrics import means
 from trainer.words import detection
 
@@ -163,6 +163,12 @@ def test_a_group_column_goes_before_the_folder(tmp_path):
     (tmp_path / "l.csv").write_text("file,label,group\na.wav,,0.5 kN\nb.wav,anomaly,1 kN\n")
     labels = read_labels(tmp_path / "l.csv")
     assert labels == {"a.wav": Truth(None, None, "0.5 kN"), "b.wav": Truth("anomaly", None, "1 kN")}
+    assert (
+        truth(Clip("run.npz:b.wav", None, None), labels)
+        == truth(Clip("k/b.wav", None, None), labels)
+        == labels["b.wav"]
+    )
+    assert truth(Clip("normal_c.wav", "normal", None), labels) == Truth("normal")
     found = places([Path("x/normal/a.wav"), Path("x/z/b.wav")], list(labels.values()))
     assert found == [{"condition": "0.5 kN"}, {"condition": "1 kN"}]
 

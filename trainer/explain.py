@@ -57,7 +57,8 @@ class Normal:
 
 @dataclass(frozen=True)
 class Explained:
-    """One window: x (T, F) standardised input, where (T, F) map >= 0, and what carries it.
+    """One window: x (T, F) standardised input, where (T, F) map >= 0, and what carries it. The map may be shorter than the
+    input: it ends with it.
 
     attention : whether the map of a classifier is Grad-CAM; a bundle without its head has none, nor has one whose
                 input is no picture
@@ -93,14 +94,14 @@ class Explained:
 
     @property
     def z(self) -> F64:
-        """(T, F) deviations of each cell from the healthy mean; the map itself where no healthy window is known."""
+        """Like the map: deviations of each cell from the healthy mean; the map itself where no healthy window is known."""
         if self.normal is None:
             return np.asarray(self.where, np.float64)
         return np.asarray((self.where - self.normal.cells.mean) / self.normal.cells.std, np.float64)
 
     @property
     def mask(self) -> Any:
-        """(T, F) bool: what is not healthy (`trainer.masks`); all False where no healthy window is known."""
+        """Like the map, bool: what is not healthy (`trainer.masks`); all False where no healthy window is known."""
         if self.normal is None:
             return np.zeros(self.where.shape, bool)
         return masks.mask(self.where, self.normal.cells)
@@ -123,12 +124,15 @@ def assemble(patches: F32, hop: int) -> F32:
 
 
 def maps(judge: Judge, vectors: F32) -> tuple[F32, F32, Score]:
-    """(input (T, F), map (T, F), score) of the standardised vectors of one window or history."""
+    """(input (T, F), map (T, F), score) of the standardised vectors of one window or history.
+
+    Where a rule scores the newest vectors of a history only, the map has those alone.
+    """
     x = judge.features.patches(vectors)
     score = judge.score(vectors)
     excess = score.excess()
-    if excess.shape[1] < x.shape[1]:
-        # A rule that looks at the newest vectors only says nothing of the others.
+    if excess.shape[1] < x.shape[1] and len(x) > 1:
+        # A rule that looks at the newest vector of each patch says nothing of those between.
         excess = np.pad(excess, ((0, 0), (x.shape[1] - excess.shape[1], 0), (0, 0)))
     hop = judge.features.spec.context.hop
     seen = excess if len(excess) == len(x) else np.repeat(excess[:1], len(x), axis=0)

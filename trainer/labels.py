@@ -49,7 +49,8 @@ def read_labels(path: Path) -> dict[str, Truth]:
     """A CSV with the columns `file` and `label` (normal, anomaly) and, optionally, `onset` and `group`.
 
     `onset` is the time from which the recording is anomalous: RFC 3339, or seconds. `group` is a word for the
-    conditions it was made under, such as a load or a speed. `file` is the recording's name, with or without folders.
+    conditions it was made under, such as a load or a speed. `file` is the recording's name, with or without folders; of
+    one in a file of several, the array's or record's name does.
     Raises RecordingError with the line.
     """
     truths = {}
@@ -81,7 +82,9 @@ def _is_number(text: str) -> bool:
 
 def truth(clip: Clip, labels: Labels | None) -> Truth:
     """The CSV's word on a recording where it has one, else that of its name."""
-    said = (labels or {}).get(Path(clip.name).name)
+    # A file of several recordings: run.npz:load_1/a is known as a, or as run.npz:a where it has no folder.
+    named = (clip.name, clip.name.rpartition(":")[2])
+    said = next((labels[Path(n).name] for n in named if Path(n).name in labels), None) if labels else None
     if said is None:
         return Truth(clip.label)
     return said if said.known else Truth(clip.label, None, said.group)

@@ -163,32 +163,44 @@ def explanation(of: Explained) -> bytes:
 
     figure = Figure(figsize=(11.0, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(3, 3, 2), sharey=True)
-    n_features = len(of.names)
-    step = (of.moments[1] - of.moments[0]) / max(len(of.x) - 1, 1) if of.unit == "windows" else 0.0
-    extent = (of.moments[0] - step / 2, of.moments[1] + step / 2, -0.5, n_features - 0.5)
-    how: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent, "interpolation": "nearest"}
+    first, last = of.moments
+    step = (last - first) / max(len(of.x) - 1, 1) if of.unit == "windows" else 0.0
+
+    def how(n: int) -> dict[str, Any]:
+        begin = last - n * step + step / 2 if step else first
+        extent = (begin, last + step / 2, -0.5, len(of.names) - 0.5)
+        return {"origin": "lower", "aspect": "auto", "extent": extent, "interpolation": "nearest"}
+
+    whole, part = how(len(of.x)), how(len(of.where))
     low, high = np.quantile(of.x, [0.01, 0.99])
     scale = {"vmin": low, "vmax": high if high > low else low + 1.0}
-    left.imshow(of.x.T, cmap="viridis", **scale, **how)
+    left.imshow(of.x.T, cmap="viridis", **scale, **whole)
     left.set_title("input", fontsize="small")
     z = of.z
     mask = of.mask
     if min(mask.shape) > 1 and mask.any() and not mask.all():
         left.contour(
-            mask.T.astype(float), [0.5], colors="tab:red", linewidths=1.0, extent=extent, origin="lower"
+            mask.T.astype(float),
+            [0.5],
+            colors="tab:red",
+            linewidths=1.0,
+            extent=part["extent"],
+            origin="lower",
         )
     if of.overlaid:
-        middle.imshow(of.x.T, cmap="gray", **scale, **how)
+        middle.imshow(of.x.T, cmap="gray", **scale, **whole)
         top = float(of.where.max()) or 1.0
         # A GAN's mask is there or not; attention fades out.
         opacity = mask.T.astype(float) if of.kind == "gan" and of.normal is not None else of.where.T / top
-        drawn = middle.imshow(of.where.T, cmap="autumn_r", alpha=0.85 * opacity, vmin=0.0, vmax=top, **how)
+        drawn = middle.imshow(of.where.T, cmap="autumn_r", alpha=0.85 * opacity, vmin=0.0, vmax=top, **part)
     else:
         ceiling = max(float(np.quantile(z, 0.995)), 5.0 if of.normal is not None else 1e-9)
-        drawn = middle.imshow(z.T, cmap="magma", vmin=0.0, vmax=ceiling, **how)
+        drawn = middle.imshow(z.T, cmap="magma", vmin=0.0, vmax=ceiling, **part)
     figure.colorbar(drawn, ax=middle, pad=0.01)
     middle.set_title(of.what, fontsize="small")
+    middle.set_xlim(left.get_xlim())
     for axes in (left, middle):
+        axes.xaxis.get_major_locator().set_params(integer=of.unit == "windows")
         axes.set_xlabel("windows before" if of.unit == "windows" else "time in s", fontsize="small")
     _bands(left, of.names)
     _profile(right, of)
@@ -196,8 +208,9 @@ def explanation(of: Explained) -> bytes:
 
 
 def _bands(axes: Any, names: Sequence[str]) -> None:
-    """About ten ticks: where the band lies, or what the feature is called."""
-    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), 10)).round().astype(int))
+    """Every feature where there are few, else about ten ticks: where the band lies, or what the feature is called."""
+    n = len(names) if len(names) <= 20 else 10
+    places = np.unique(np.linspace(0, len(names) - 1, n).round().astype(int))
     labels = []
     for i in places:
         found = causes.band(names[i])
