@@ -17,7 +17,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ CENTRE, OCTAVES, LENGTH, LEVEL = (300.0, 5000.0), (0.5, 1.5), (0.6, 2.5), (6.0, 
 #: A burst begins and ends within this, s: no click.
 RAMP = 0.01
 #: The digit that is healthy in the picture, and those that are shown.
-DIGIT, OTHERS = 3, (3, 0, 2, 5, 8, 9)
+DIGIT, OTHERS = 3, (3, 0, 2, 4, 5, 7, 8, 9)
 IMAGES = _data.ROOT / "docs" / "img"
 
 
@@ -239,31 +239,38 @@ def picture(found: Sequence[Case], at: Grid) -> bytes:
 
 
 def digits(path: Path, seed: int) -> bytes:
-    """PNG: digits beside what a generator that knows DIGIT alone makes of them, and the mask of the difference."""
-    from matplotlib import figure
-
+    """PNG of `digit_picture` from a generator that was shown DIGIT alone."""
     x, y = mnist.pictures(path)
     table, _ = mnist.sets(x, y, DIGIT)
     with tempfile.TemporaryDirectory(prefix="mask-") as folder:
         made = run.run(mnist.plan("wgan_gp", seed), Path(folder) / "digit", table=table)
-        judge = made.bundle.judge
-        features = judge.features
-        held = np.stack([excess(judge, features.standardise(table.vectors[i])) for i in made.parts.calibrate])
-        normal = masks.learn(held, by_pixel=True)
-        drawing = figure.Figure((7.6, 5.4), layout="constrained")
-        axes = drawing.subplots(4, len(OTHERS))
-        for column, digit in zip(axes.T, OTHERS, strict=True):
-            # The last pictures of each digit: none of them trained or calibrated.
-            vectors = features.standardise(x[np.flatnonzero(y == digit)[-1]])
-            seen = excess(judge, vectors)
-            drawn = judge.model(features.patches(vectors))[0].reshape(vectors.shape)
-            shown = np.stack([vectors] * 3, -1).clip(0.0, 1.0)
-            shown[masks.mask(seen, normal)] = (0.9, 0.2, 0.2)
-            column[0].set_title(str(digit))
-            for ax, values in zip(column, (vectors, drawn, seen, shown), strict=True):
-                ax.imshow(values, cmap="gray", vmin=0.0, vmax=1.0)
-                ax.set_xticks([])
-                ax.set_yticks([])
+        # The last pictures of each digit: none of them trained or calibrated.
+        shown = {digit: x[np.flatnonzero(y == digit)[-1]] for digit in OTHERS}
+        return digit_picture(made.bundle.judge, table.vectors[made.parts.calibrate], shown)
+
+
+def digit_picture(judge: Judge, held: F32, shown: Mapping[int, F32]) -> bytes:
+    """PNG: digits beside what the generator makes of them, and the mask of the difference.
+
+    held : (n, 28, 28) pictures of the healthy digit that were not trained on; shown : one of each digit
+    """
+    from matplotlib import figure
+
+    features = judge.features
+    normal = masks.learn(np.stack([excess(judge, features.standardise(v)) for v in held]), by_pixel=True)
+    drawing = figure.Figure((9.6, 5.2), layout="constrained")
+    axes = drawing.subplots(4, len(shown))
+    for column, (digit, raw) in zip(axes.T, shown.items(), strict=True):
+        vectors = features.standardise(raw)
+        seen = excess(judge, vectors)
+        drawn = judge.model(features.patches(vectors))[0].reshape(vectors.shape)
+        marked = np.stack([vectors] * 3, -1).clip(0.0, 1.0)
+        marked[masks.mask(seen, normal)] = (0.9, 0.2, 0.2)
+        column[0].set_title(str(digit))
+        for ax, values in zip(column, (vectors, drawn, seen, marked), strict=True):
+            ax.imshow(values, cmap="gray", vmin=0.0, vmax=1.0)
+            ax.set_xticks([])
+            ax.set_yticks([])
     for ax, title in zip(axes[:, 0], ("picture", "drawn", "difference", "mask"), strict=True):
         ax.set_ylabel(title)
     return _png(drawing)
