@@ -1,4 +1,4 @@
-"""`edge-trainer fit | evaluate | report`: thin calls into the library.
+"""`edge-trainer fit | staged | evaluate | report`: thin calls into the library.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 well, 1 failed, 2 usage, 78 bad recipe.
 """
@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--plots", type=Path, metavar="DIR", help="folder for PNG files; default out/NAME")
     fit.add_argument("--json", action="store_true", help="one JSON object on stdout")
     fit.set_defaults(run=_fit)
+    _add_staged(commands)
     evaluate = commands.add_parser(
         "evaluate",
         help="AUC, pAUC, false alarms and delay of the bundle as shipped",
@@ -163,6 +164,109 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_staged(commands: Any) -> None:
+    command = commands.add_parser(
+        "staged",
+        help="learn faults from recordings that nobody has labelled",
+        description="Three stages (docs/staged.md): Deep SVDD on all records, pseudo-labels from its scores, a classifier "
+        "on those. Names of files and folders are never read as labels. Writes DIR and DIR-stage1.",
+    )
+    command.add_argument(
+        "recipe", nargs="?", type=Path, metavar="RECIPE.yaml", help="of stage 1 (deep_svdd or vae); or give --data"
+    )
+    command.add_argument(
+        "--data", type=Path, metavar="PATH", help="file or folder of recordings; overrides the recipe's"
+    )
+    command.add_argument("--fs", type=float, metavar="HZ", help="sampling rate, for files that state none")
+    command.add_argument(
+        "--channel", type=int, action="append", metavar="N", help="0-based; may be repeated; default all"
+    )
+    command.add_argument(
+        "--stage1", choices=("deep_svdd", "vae"), help="network of stage 1, without a recipe; default deep_svdd"
+    )
+    command.add_argument(
+        "--method", choices=("mad", "percentile", "pot"), default="mad", help="how the limits are set; default mad"
+    )
+    command.add_argument(
+        "--folds", type=int, default=2, metavar="K",
+        help="a record is scored by a network that learnt from the other folds; 1: by the one that knows it; default 2",
+    )  # fmt: skip
+    command.add_argument(
+        "--labels", type=Path, metavar="CSV", help="columns file,label[,onset] of the few recordings that a person knows"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="the bundle; default models/NAME")
+    command.add_argument("--seed", type=int, metavar="N", help="of the training; default the recipe's, else 0")
+    command.add_argument("--epochs", type=int, metavar="N", help="of stage 1; default the recipe's")
+    command.add_argument("--plots", type=Path, metavar="DIR", help="folder for PNG files; default out/NAME")
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    command.set_defaults(run=_staged, model=None, false_alarm_rate=None)
+
+
+def _staged(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from trainer import plots, report, staged
+    from trainer.evaluate import read_labels
+
+    if args.recipe is None:
+        if args.data is None or not args.data.exists():
+            parser.error("staged takes RECIPE.yaml, or --data PATH of recordings that exist")
+        stage1 = args.stage1 or "deep_svdd"
+        name = args.out.name if args.out is not None else f"{re.sub(r'[^a-z0-9_-]+', '-', args.data.stem.lower())}-staged"
+        chosen = staged.default_recipe(name, args.data, args.fs, stage1)
+        if args.channel is not None:
+            chosen = replace(chosen, data=(replace(chosen.data[0], channels=tuple(args.channel)),))
+        for key in ("seed", "epochs"):
+            if (value := getattr(args, key)) is not None:
+                chosen = replace(chosen, train=replace(chosen.train, **{key: value}))
+    else:
+        if args.stage1 is not None:
+            parser.error("--stage1 goes with --data; a recipe names its model itself")
+        # Of both limits of stage 2, not of the bundle's.
+        chosen = _chosen(argparse.Namespace(**(vars(args) | {"method": None})), parser)
+    out = args.out or Path("models") / chosen.name
+    pictures = args.plots or Path("out") / chosen.name
+    for folder in (out.parent, pictures):
+        _make(folder)
+    truths = read_labels(args.labels) if args.labels else None
+    with _progress() as progress:
+        result = staged.staged(
+            chosen, out, method=args.method, folds=args.folds, truths=truths, progress=progress
+        )
+    for name, png in report.images(result.last.bundle).items():
+        (pictures / f"{name}.png").write_bytes(png)
+    (pictures / "pseudo-labels.png").write_bytes(
+        plots.pseudo_labels(result.scores, result.groups, result.limits)
+    )
+    warnings = [text for text in (result.limits.note, *result.first.warnings, *result.last.warnings) if text]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    limit = result.last.manifest.threshold
+    summary = {
+        "bundle": str(out),
+        "stage1": str(result.first.bundle.path),
+        "version": result.last.manifest.version,
+        "quantization": result.last.manifest.quantization.type,
+        "windows": len(result.scores),
+        "pseudo_normal": result.count(staged.NORMAL),
+        "uncertain": result.count(staged.UNCERTAIN),
+        "pseudo_anomalous": result.count(staged.ANOMALOUS),
+        "real_labels": int(result.real.sum()),
+        "limits": {"method": args.method, "low": round(result.limits.low, 6), "high": round(result.limits.high, 6)},
+        "threshold": round(limit.value, 6),
+        "validation_f1": result.last.manifest.training["figures"].get("validation_f1"),
+        "warnings": warnings,
+        "plots": str(pictures),
+    }
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{out}: classifier {summary['quantization']}, limit {limit.value:.3g}; of {counted(len(result.scores), 'window')} "
+            f"{summary['pseudo_normal']} pseudo-normal, {summary['uncertain']} uncertain, {summary['pseudo_anomalous']} "
+            f"pseudo-anomalous; stage 1 in {summary['stage1']}; look at {pictures / 'pseudo-labels.png'}"
+        )
+    return OK
 
 
 def _fit(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
