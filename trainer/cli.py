@@ -174,7 +174,11 @@ def _add_staged(commands: Any) -> None:
         "on those. Names of files and folders are never read as labels. Writes DIR and DIR-stage1.",
     )
     command.add_argument(
-        "recipe", nargs="?", type=Path, metavar="RECIPE.yaml", help="of stage 1 (deep_svdd or vae); or give --data"
+        "recipe",
+        nargs="?",
+        type=Path,
+        metavar="RECIPE.yaml",
+        help="of stage 1 (deep_svdd or vae); or give --data",
     )
     command.add_argument(
         "--data", type=Path, metavar="PATH", help="file or folder of recordings; overrides the recipe's"
@@ -184,20 +188,30 @@ def _add_staged(commands: Any) -> None:
         "--channel", type=int, action="append", metavar="N", help="0-based; may be repeated; default all"
     )
     command.add_argument(
-        "--stage1", choices=("deep_svdd", "vae"), help="network of stage 1, without a recipe; default deep_svdd"
+        "--stage1",
+        choices=("deep_svdd", "vae"),
+        help="network of stage 1, without a recipe; default deep_svdd",
     )
     command.add_argument(
-        "--method", choices=("mad", "percentile", "pot"), default="mad", help="how the limits are set; default mad"
+        "--method",
+        choices=("mad", "percentile", "pot"),
+        default="mad",
+        help="how the limits are set; default mad",
     )
     command.add_argument(
         "--folds", type=int, default=2, metavar="K",
         help="a record is scored by a network that learnt from the other folds; 1: by the one that knows it; default 2",
     )  # fmt: skip
     command.add_argument(
-        "--labels", type=Path, metavar="CSV", help="columns file,label[,onset] of the few recordings that a person knows"
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="columns file,label[,onset] of the few recordings that a person knows",
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="the bundle; default models/NAME")
-    command.add_argument("--seed", type=int, metavar="N", help="of the training; default the recipe's, else 0")
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="of the training; default the recipe's, else 0"
+    )
     command.add_argument("--epochs", type=int, metavar="N", help="of stage 1; default the recipe's")
     command.add_argument("--plots", type=Path, metavar="DIR", help="folder for PNG files; default out/NAME")
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -212,7 +226,11 @@ def _staged(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if args.data is None or not args.data.exists():
             parser.error("staged takes RECIPE.yaml, or --data PATH of recordings that exist")
         stage1 = args.stage1 or "deep_svdd"
-        name = args.out.name if args.out is not None else f"{re.sub(r'[^a-z0-9_-]+', '-', args.data.stem.lower())}-staged"
+        name = (
+            args.out.name
+            if args.out is not None
+            else f"{re.sub(r'[^a-z0-9_-]+', '-', args.data.stem.lower())}-staged"
+        )
         chosen = staged.default_recipe(name, args.data, args.fs, stage1)
         if args.channel is not None:
             chosen = replace(chosen, data=(replace(chosen.data[0], channels=tuple(args.channel)),))
@@ -252,7 +270,11 @@ def _staged(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         "uncertain": result.count(staged.UNCERTAIN),
         "pseudo_anomalous": result.count(staged.ANOMALOUS),
         "real_labels": int(result.real.sum()),
-        "limits": {"method": args.method, "low": round(result.limits.low, 6), "high": round(result.limits.high, 6)},
+        "limits": {
+            "method": args.method,
+            "low": round(result.limits.low, 6),
+            "high": round(result.limits.high, 6),
+        },
         "threshold": round(limit.value, 6),
         "validation_f1": result.last.manifest.training["figures"].get("validation_f1"),
         "warnings": warnings,
