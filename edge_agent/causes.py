@@ -127,7 +127,8 @@ def _place(kind: str, band: str) -> str:
 
 def hertz(low: float, high: float) -> str:
     """(2400, 3600) -> "2.4 to 3.6 kHz", (100, 200) -> "100 to 200 Hz", (800, 1200) -> "800 Hz to 1.2 kHz"."""
-    unit = ["Hz" if f < 1000.0 else "kHz" for f in (low, high)]
+    # Zero has the unit of its neighbour.
+    unit = ["Hz" if f < 1000.0 else "kHz" for f in (low or high, high)]
     value = [f"{f if u == 'Hz' else f / 1000.0:.3g}" for f, u in zip((low, high), unit, strict=True)]
     return f"{value[0]}{'' if unit[0] == unit[1] else ' Hz'} to {value[1]} {unit[1]}"
 

@@ -32,6 +32,7 @@ SPLIT = {"by": "recording", "train": [0.0, 0.6], "calibrate": [0.6, 1.0]}
     [
         ([], "nothing exceeds what is normal"),
         ([Cause("rms", 1.0, 9.0)], "rms carries 100 % of the excess"),
+        ([Cause("mel_0_4000hz", 0.5, 8.0)], "0 to 4 kHz carries 50 % of the excess"),
         ([Cause("mel_2400_3600hz", 0.61, 8.0)], "2.4 to 3.6 kHz carries 61 % of the excess"),
         (
             [Cause("mel_2400_3000hz", 0.4, 8.0), Cause("mel_2900_3600hz", 0.21, 8.0), Cause("mel_100_200hz", 0.2, 2.0)],

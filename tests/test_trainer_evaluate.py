@@ -294,3 +294,7 @@ def test_a_run_to_failure_tells_its_first_event_and_the_false_ones(tmp_path, cap
     assert result["detections"][0]["delay_s"] == pytest.approx(15 * 0.256 - 2.56)
     assert result["false_alarms"] == 1
     assert "groups" not in result
+    (tmp_path / "l.csv").write_text("file,label\nb2.npy,anomaly\n")
+    args = ["--data", str(tmp_path / "run"), "--labels", str(tmp_path / "l.csv")]
+    assert cli.main(["evaluate", "--bundle", str(bundle), "--fs", "1000", *args]) == 1
+    assert "expected in the column `file` names such as 'b1.npy'" in capsys.readouterr().err

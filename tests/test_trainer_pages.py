@@ -168,7 +168,7 @@ def test_the_page_of_every_committed_bundle_stands_alone(path):
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_every_score_kind_has_a_page(tmp_path, model, score, network, train, says):
-    """A bundle of each rule, trained for one epoch: its page says the rule and explains two windows."""
+    """A bundle of each rule, trained for one epoch, equals Keras; its page says the rule and explains two windows."""
     chosen = small(
         tmp_path, model=model, score={"kind": score}, network=network, quantize="float32",
         context={"over": "frames", "width": 16, "hop": 8}, train={"epochs": 1, **train},
@@ -176,7 +176,8 @@ def test_every_score_kind_has_a_page(tmp_path, model, score, network, train, say
     found = recordings(30, machine="id_00")
     if model == "mobilenet_v2":
         found += recordings(30, machine="id_01", tone=900.0, seed=5)
-    run(chosen, tmp_path / "b", table=trainer_data.table(chosen, found))
+    made = run(chosen, tmp_path / "b", table=trainer_data.table(chosen, found))
+    assert made.manifest.quantization.parity["keras_float32_max_abs"] < 1e-3
     assert says in check_page(tmp_path / "b").replace("_", " ")
 
 

@@ -26,7 +26,7 @@ from edge_agent.signals import F64, rfc3339
 from trainer import baselines
 from trainer.baselines import Describer
 from trainer.data import Clip, Table
-from trainer.labels import Labels, Place, Truth, is_training, places, read_labels, truth
+from trainer.labels import Labels, Place, Truth, is_training, places, read_labels, said, truth
 from trainer.metrics import PAUC_LIMIT, auc, means, pauc, rounded
 from trainer.splits import sequences
 
@@ -44,6 +44,7 @@ class Scored:
     """The scores of one recording in order; `end` in s, `ratio` = score / limit.
 
     place : the rows of the table that it belongs to; beside : baseline -> its distance of the same windows
+    onset : time (s) from which it is anomalous, where it turns
     """
 
     clip: Clip
@@ -53,6 +54,12 @@ class Scored:
     place: Place = field(default_factory=dict)
     beside: Mapping[str, F64] = field(default_factory=dict)
     recording: Recording | None = None
+    onset: float | None = None
+
+    @property
+    def anomalous(self) -> Any:
+        """(n,) bool: windows that are anomalous by label or onset."""
+        return np.full(len(self.end), not self.clip.healthy) if self.onset is None else self.end > self.onset
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,11 @@ def score_labelled(
             "keep the healthy recordings for --baselines in a folder of their own"
         )
     truths = [truth(clip, labels) for _, clip in judged]
+    if labels and judged and not any(said(clip, labels) for _, clip in judged):
+        raise RecordingError(
+            f"the labels name {next(iter(labels))!r} and {len(labels) - 1} others, none of which is among the recordings to "
+            f"judge; expected in the column `file` names such as {judged[0][1].name!r}"
+        )
     where = places([recording.path for recording, _ in judged], truths)
     groups: dict[str, list[int]] = {}
     for i, (_, clip) in enumerate(judged):
@@ -147,7 +159,8 @@ def score_labelled(
         own = bundles.load(path, machine, golden=False) if machine else bundle
         pairs = [(judged[i][0], replace(judged[i][1], label=truths[i].label)) for i in members]
         scored = [
-            replace(s, place=where[i]) for i, s in zip(members, score_recordings(own, pairs), strict=True)
+            replace(s, place=where[i], onset=truths[i].onset)
+            for i, s in zip(members, score_recordings(own, pairs), strict=True)
         ]
         machines[machine] = scored if reference is None else _compared(own, scored, reference, machine)
     return Judged(machines, len(given) - len(judged))

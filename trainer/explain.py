@@ -160,11 +160,15 @@ def chosen(scored: Sequence[Scored]) -> list[tuple[Scored, int]]:
     """The anomalous window of the highest score, and the normal one in the middle of its kind; either may lack."""
     picked = []
     for anomalous in (True, False):
-        own = [(float(r), s, i) for s in scored if s.clip.healthy != anomalous for i, r in enumerate(s.ratio)]
-        own.sort(key=lambda each: each[0])
+        own = [
+            (float(s.ratio[i]), k, int(i))
+            for k, s in enumerate(scored)
+            for i in np.flatnonzero(s.anomalous == anomalous)
+        ]
         if own:
-            _, s, i = own[-1] if anomalous else own[len(own) // 2]
-            picked.append((s, i))
+            own.sort()
+            _, k, i = own[-1] if anomalous else own[len(own) // 2]
+            picked.append((scored[k], i))
     return picked
 
 
@@ -184,7 +188,7 @@ def explain(path: Path, scored: Sequence[Scored]) -> list[Explained]:
             loaded[machine] = bundles.load(path, machine, golden=False)
         return loaded[machine]
 
-    normal = normal_of([(bundle_of(s), s) for s in scored if s.clip.healthy and len(s.end)])
+    normal = normal_of([(bundle_of(s), s) for s in scored if not s.anomalous.all()])
     return [_explained(bundle_of(s), s, i, normal) for s, i in chosen(scored)]
 
 
@@ -195,7 +199,8 @@ def normal_of(healthy: Sequence[tuple[Bundle, Scored]]) -> Normal | None:
     for i in np.linspace(0, len(healthy) - 1, min(len(healthy), HEALTHY)).astype(int):
         bundle, s = healthy[i]
         assert s.recording is not None  # score_recordings sets it
-        wanted = {float(s.end[k]) for k in np.linspace(0, len(s.end) - 1, min(share, len(s.end))).astype(int)}
+        end = s.end[~s.anomalous]
+        wanted = {float(end[k]) for k in np.linspace(0, len(end) - 1, min(share, len(end))).astype(int)}
         found += [maps(bundle.judge, v)[1] for end, v in histories(bundle, s.recording) if end in wanted]
     if len(found) < 2:
         return None
@@ -214,7 +219,7 @@ def _explained(bundle: Bundle, s: Scored, i: int, normal: Normal | None) -> Expl
     squared = np.square(judge.features.patches(vectors))
     attention = kind in ATTENTIVE and not np.array_equal(score.excess(), squared)
     explained = Explained(
-        s.clip.name, not s.clip.healthy, end, float(s.ratio[i]), kind, judge.features.names, x, where, normal,
+        s.clip.name, bool(s.anomalous[i]), end, float(s.ratio[i]), kind, judge.features.names, x, where, normal,
         judge.why(score.residual), attention,
     )  # fmt: skip
     if spec.context.over == "windows":

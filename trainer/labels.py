@@ -80,14 +80,19 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def said(clip: Clip, labels: Labels | None) -> Truth | None:
+    """What the CSV says of a recording; None where it does not name it."""
+    # A file of several recordings: run.npz:load_1/a is known as a, or as run.npz:a where it has no folder.
+    named = (Path(name).name for name in (clip.name, clip.name.rpartition(":")[2]))
+    return next((labels[name] for name in named if name in labels), None) if labels else None
+
+
 def truth(clip: Clip, labels: Labels | None) -> Truth:
     """The CSV's word on a recording where it has one, else that of its name."""
-    # A file of several recordings: run.npz:load_1/a is known as a, or as run.npz:a where it has no folder.
-    named = (clip.name, clip.name.rpartition(":")[2])
-    said = next((labels[Path(n).name] for n in named if Path(n).name in labels), None) if labels else None
-    if said is None:
+    found = said(clip, labels)
+    if found is None:
         return Truth(clip.label)
-    return said if said.known else Truth(clip.label, None, said.group)
+    return found if found.known else Truth(clip.label, None, found.group)
 
 
 def is_training(path: Path) -> bool:

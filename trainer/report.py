@@ -31,11 +31,11 @@ def images(bundle: Bundle, scored: Iterable[Scored] = ()) -> dict[str, bytes]:
     if history := bundle.manifest.training.get("history"):
         found["loss"] = plots.loss(history)
     scored = [s for s in scored if len(s.score)]
-    anomalous = _joined([s.score for s in scored if not s.clip.healthy])
+    anomalous = _joined([s.score[s.anomalous] for s in scored])
     found["distribution"] = plots.distribution(bundle.calibration, bundle.threshold, anomalous)
     found["calibration"] = plots.over_time(bundle.calibration / bundle.threshold.value)
     if scored:
-        flags = np.concatenate([np.full(len(s.score), not s.clip.healthy) for s in scored])
+        flags = np.concatenate([s.anomalous for s in scored])
         found["scores"] = plots.over_time(
             _joined([s.ratio for s in scored]), flags, "recordings in their order"
         )

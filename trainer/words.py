@@ -92,5 +92,10 @@ def run(row: Mapping[str, Any]) -> str:
         return f"{row['recording']}: no event in {row['windows']} windows"
     return (
         f"{row['recording']}: first event at window {row['first_event_window']} of {row['windows']}, "
-        f"{row['before_end_s']:g} s before the end; {early} before the fault"
+        f"{_duration(row['before_end_s'])} before the end; {early} before the fault"
     )
+
+
+def _duration(seconds: float) -> str:
+    """90 -> "90 s", 268800 -> "74.7 h"."""
+    return f"{seconds:g} s" if seconds < 7200.0 else f"{seconds / 3600.0:.1f} h"
