@@ -55,7 +55,7 @@ def plan(**train: object) -> recipe.Recipe:
         "threshold": {"method": "gamma", "false_alarm_rate": 0.05},
         "train": {
             "epochs": 3, "batch": 32, "learning_rate": 2e-3, "patience": 0, "validation": 0, "ndf": 4,
-            "encoder_epochs": 3, "tune_epochs": 20,
+            "encoder_epochs": 3, "tune_epochs": 20, "settle_epochs": 2,
         } | train,
     })  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_what_was_never_seen_is_not_drawn(trained: FitResult) -> None:
 def test_every_stage_is_in_the_history(trained: FitResult) -> None:
     """Critic's distance, encoder's and fine-tuning's loss have as many values as epochs; the last two fall."""
     history = json.loads((trained.bundle.path / "bundle.json").read_text())["training"]["history"]
-    assert [len(history[k]) for k in ("critic_distance", "encoder_loss", "tune_loss")] == [3, 3, 20]
+    assert [len(history[k]) for k in ("critic_distance", "encoder_loss", "tune_loss")] == [3, 3, 22]
     assert history["tune_loss"][-1] < 0.5 * history["encoder_loss"][-1]
 
 

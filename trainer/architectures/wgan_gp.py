@@ -117,6 +117,7 @@ def train(
     gan_learning_rate: float = 1e-4,
     encoder_epochs: int = 20,
     tune_epochs: int = 60,
+    settle_epochs: int = 0,
     features: float = 0.1,
     cycle: float = 0.1,
     noise: float = 1.0,
@@ -128,6 +129,7 @@ def train(
                    gradient penalty; an epoch shows the critic every picture once
     gan_learning_rate : of stage 1 (S1: 1e-4); the other stages have train.learning_rate
     encoder_epochs, tune_epochs : of stages 2 and 3; 0 leaves the stage out
+    settle_epochs : of stage 3 after these, at a tenth of train.learning_rate, where the loss goes up and down
     features, cycle : weights of the critic's features and of E(G(z)) = z beside the squared error
     noise, shrink : in stage 3, deviation of the noise on ẑ and weight of ||ẑ||², both reached half-way: from the
                    beginning they would press ẑ to nothing before the generator knows what to do with it
@@ -169,13 +171,17 @@ def train(
             "encoder", network, loss, epochs=encoder_epochs, overlap=how.overlap, name="encoder_loss"
         )
         generate.trainable = True
-    if tune_epochs:
-        noisy = keras.Model(network.input, [generate(Noise()(z)), z])
-        done = iter(range(tune_epochs))
-        course.descend(
-            "fine-tune", noisy, loss, epochs=tune_epochs, overlap=how.overlap, name="tune_loss",
-            before_epoch=lambda: strength.assign(min(1.0, 0.1 + 1.8 * next(done) / tune_epochs)),
-        )  # fmt: skip
+    noisy = keras.Model(network.input, [generate(Noise()(z)), z])
+    done = iter(range(tune_epochs))
+    for stage, epochs, rate, before in (
+        ("fine-tune", tune_epochs, how.learning_rate, lambda: strength.assign(min(1.0, 0.1 + 1.8 * next(done) / tune_epochs))),
+        ("settle", settle_epochs, 0.1 * how.learning_rate, lambda: strength.assign(1.0)),
+    ):  # fmt: skip
+        if epochs:
+            course.descend(
+                stage, noisy, loss, epochs=epochs, overlap=how.overlap, name="tune_loss", learning_rate=rate,
+                before_epoch=before,
+            )  # fmt: skip
 
 
 def _adversarial(
