@@ -436,5 +436,5 @@ def test_fit_evaluate_and_report_from_the_command_line(tmp_path, capsys, monkeyp
     assert result["auc"] > 0.95
     assert cli.main(["report", "--bundle", summary["bundle"], "--data", "wavs", "-o", "r.html"]) == 0
     page = (tmp_path / "r.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
     assert "http" not in page
