@@ -252,6 +252,13 @@ def test_loads_are_rows_and_a_row_of_one_kind_has_no_auc(tmp_path, capsys):
     assert [(r["condition"], r["auc"]) for r in result["groups"]] == [("load_0", 1.0), ("load_1", None)]
     assert result["means"]["rows"] == 1
     assert "baselines" not in result
+    alone = ["evaluate", "--bundle", str(bundle), "--fs", "1000", "--data"]
+    assert cli.main([*alone, str(tmp_path / "d")]) == 0
+    assert "load_0 " in capsys.readouterr().out
+    assert cli.main([*alone, str(tmp_path / "d" / "load_0")]) == 0
+    told = capsys.readouterr().out
+    assert "load_0 " not in told
+    assert "left_out" not in told
 
 
 def test_what_the_baselines_learn_from_is_not_judged(tmp_path, capsys):

@@ -36,10 +36,14 @@ def detection(found: Mapping[str, Any]) -> str:
 
 
 def told(result: Mapping[str, Any]) -> Iterator[str]:
-    """What `evaluate` gives, line by line: figures, detections, runs, and a line a machine and group."""
+    """What `evaluate` gives, line by line: figures, detections, runs, and a line a machine and group.
+
+    A single group says what the whole says: it is left to the JSON object.
+    """
+    groups = result.get("groups", ())
     apart = ("machines", "detections", "groups", "means", "runs", "baselines")
     for key, value in result.items():
-        if key not in apart:
+        if key not in apart and (key != "left_out" or value):
             yield f"{key:22} {shown(value)}"
     for name, row in result.get("baselines", {}).items():
         yield f"{name:22} AUC {shown(row['auc'])}  pAUC {shown(row['pauc'])}"
@@ -47,9 +51,9 @@ def told(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{'detection':22} {detection(found)}"
     for row in result.get("runs", ()):
         yield f"{'run':22} {run(row)}"
-    for row in (*result.get("machines", ()), *result.get("groups", ())):
+    for row in (*result.get("machines", ()), *(groups if len(groups) > 1 else ())):
         yield f"  {group_name(row):32} {areas(row)}  windows {row['windows']}"
-    if "means" in result:
+    if len(groups) > 1:
         yield from _means(result["means"], "")
 
 
