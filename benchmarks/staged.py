@@ -45,7 +45,7 @@ FS_SIMULATED, EVERY_S = 10_000.0, 5.0
 LEARN_H, HELD_H, SHARE, EPISODE, SEVERITY = 2.0, 1.0, 0.05, 6, (0.15, 0.8)
 #: HIT-SM: the part of each recording that may be learnt from, the faulty windows drawn from it, and the hop.
 LEARN_SHARE, HIT_FAULTY, HIT_HOP = 0.6, 16, 1024
-#: Chosen on simulated machines with the seeds 1 and 2, and not on HIT-SM: logarithmic pictures, few epochs of stage 1
+#: Chosen on the simulated machine of seed 1, and not on HIT-SM: logarithmic pictures, few epochs of stage 1
 #: (a sphere drawn tighter forgets what a fault looks like), base width 4 for speed.
 FEATURE = {"kind": "scalogram", "size": 64, "normalise": "none", "log": True}
 NETWORK = {"base": 4}
