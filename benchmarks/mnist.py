@@ -90,7 +90,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "network": {"latent": 64},
         "train": {
             "epochs": 20, "batch": 50, "learning_rate": 5e-4, "patience": 0, "validation": 0, "encoder_epochs": 0,
-            "tune_epochs": 40, "features": 0.0, "cycle": 0.0,
+            "tune_epochs": 40, "features": 0.0, "cycle": 0.0, "vary_noise": False,
         },
     },
 }  # fmt: skip

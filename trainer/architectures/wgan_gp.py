@@ -122,6 +122,7 @@ def train(
     cycle: float = 0.1,
     noise: float = 1.0,
     shrink: float = 0.1,
+    vary_noise: bool = True,
 ) -> None:
     """Generator and critic for train.epochs, then the encoder, then both together.
 
@@ -133,6 +134,8 @@ def train(
     features, cycle : weights of the critic's features and of E(G(z)) = z beside the squared error
     noise, shrink : in stage 3, deviation of the noise on ẑ and weight of ||ẑ||², both reached half-way: from the
                    beginning they would press ẑ to nothing before the generator knows what to do with it
+    vary_noise   : another share of the noise for every picture, evenly from 0 to 1, so that the generator is also shown
+                   what it will be asked for: ẑ without any
     """
     import keras
 
@@ -153,7 +156,10 @@ def train(
         """ẑ + strength · noise · N(0, I) while training."""
 
         def call(self, z: Any, training: bool = False) -> Any:
-            return z + strength * noise * keras.random.normal(tf.shape(z), seed=seed) if training else z
+            if not training:
+                return z
+            added = strength * noise * keras.random.normal(tf.shape(z), seed=seed)
+            return z + (added * keras.random.uniform((tf.shape(z)[0], 1), seed=seed) if vary_noise else added)
 
     def loss(outputs: Any, x: Any, y: Any) -> Any:
         drawn, code = outputs
