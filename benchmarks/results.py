@@ -142,7 +142,7 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of the same set and model as one: means of the figures, the largest difference, every quantization."""
+    """Rows of the same set and model as one, set by set: means of the figures, the worst parity, every quantization."""
     out: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         out.setdefault((row.set, row.model), []).append(row)
@@ -161,7 +161,8 @@ def _mean(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if len(same) > 1:
             one["seeds"] = len(same)
         merged.append(one)
-    return merged
+    sets = list(dict.fromkeys(r["set"] for r in merged))
+    return sorted(merged, key=lambda r: sets.index(r["set"]))
 
 
 # -------------------------------------------------------------------------------------------- tables
