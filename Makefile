@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 # The bundles that are committed. One thread: the number of threads changes the last digits of a training.
-BUNDLES := bearing-lstm-ae demo-lstm-ae fan-wgan-gp sound-mobilenet-v2 sound-weak-ae
+BUNDLES := bearing-lstm-ae demo-lstm-ae demo-deep-svdd demo-vae demo-svdd-vae fan-wgan-gp sound-mobilenet-v2 sound-weak-ae
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench ims models results sound

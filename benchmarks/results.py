@@ -311,6 +311,7 @@ def write(kept: Mapping[str, Mapping[str, Any]]) -> None:
 
 def plot(kept: Mapping[str, Mapping[str, Any]]) -> None:
     """docs/img/results-auc.png: AUC of every row, networks as dots, baselines as lines."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     rows = [r for name in ("vibration", "sound", "mnist") for r in kept.get(name, {}).get("rows", ())]
@@ -318,7 +319,8 @@ def plot(kept: Mapping[str, Mapping[str, Any]]) -> None:
         return
     sets = list(dict.fromkeys(r["set"] for r in rows))
     models = list(dict.fromkeys(r["model"] for r in rows if not is_plain(r["model"])))
-    figure = Figure(figsize=(8.0, 0.55 * len(sets) + 1.6), layout="constrained")
+    colours = colormaps["tab20"].resampled(20)(np.r_[0:20:2, 1:20:2])
+    figure = Figure(figsize=(8.0, 0.42 * len(sets) + 1.8), layout="constrained")
     axes = figure.subplots()
     for r in rows:
         y = sets.index(r["set"])
@@ -327,16 +329,16 @@ def plot(kept: Mapping[str, Mapping[str, Any]]) -> None:
             axes.plot([r["auc"]] * 2, [y - 0.36, y + 0.36], style, color="black", linewidth=1.5)
         else:
             i = models.index(r["model"])
-            axes.plot(r["auc"], y + 0.5 * (i / max(len(models) - 1, 1) - 0.5), "o", color=f"C{i}", markersize=6)
+            axes.plot(r["auc"], y + 0.5 * (i / max(len(models) - 1, 1) - 0.5), "o", color=colours[i], markersize=5)
     for i, model in enumerate(models):
-        axes.plot([], [], "o", color=f"C{i}", label=model)
+        axes.plot([], [], "o", color=colours[i], label=model)
     axes.plot([], [], "-", color="black", label="mean spectrum + k-NN")
     axes.plot([], [], ":", color="black", label="15 statistics")
     axes.set_yticks(range(len(sets)), sets)
-    axes.invert_yaxis()
+    axes.set_ylim(len(sets) - 0.4, -0.6)
     axes.set_xlabel("AUC of the file as shipped")
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     target = PAGE.parent / "img" / "results-auc.png"
     figure.savefig(target, dpi=100, metadata={"Software": None})
 

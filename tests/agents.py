@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 import yaml
-from bundles import healthy, make_indicator_bundle
+from bundles import golden_noise, healthy, make_indicator_bundle
+from conftest import until
 
+from edge_agent import bundle as bundles
 from edge_agent import payloads
 from edge_agent.assemble import assemble
 from edge_agent.config import Config, load
 from edge_agent.daemon import Daemon
 from edge_agent.payloads import PayloadLayout
 from edge_agent.pipeline import Pipeline
+from edge_agent.replay import replay
 from edge_agent.signals import Chunk
 
 #: A message of one window: 256 samples at 1 kHz, RMS about 1 when healthy, alarm at three times that.
@@ -149,3 +152,28 @@ def loud(levels: dict[int, float]) -> Callable[[int], float]:
 def now_aligned() -> float:
     """A start time a little in the past."""
     return float(np.floor(time.time()) - 1000.0)
+
+
+def scores_as_offline(path: Path, folder: Path, port: int, scored: int = 3) -> None:
+    """Assert that an agent with this bundle scores noise sent through the broker: one row a window sent, none of them lost,
+    `scored` with a score, each equal to that of `edge-agent score` to the last bit."""
+    bundle = bundles.load(path)
+    spec = bundle.manifest.features
+    waiting = spec.context.width - 1 if spec.context.over == "windows" else 0
+    n_windows = waiting + scored
+    np.savez(folder / "run.npz", x=golden_noise(path, n_windows), fs=np.float64(spec.fs_hz))
+    packed = {"format": "f32le", "header": "ts_seq", "n_channels": spec.n_channels}
+    sensor = {
+        "model": str(path), "fs_hz": spec.fs_hz, "payload": packed, "channels": list(range(spec.n_channels)),
+    }  # fmt: skip
+    config = write_plant(folder, port, {"s": sensor})
+    with Agent(config) as agent:
+        until(lambda: agent.daemon._transport.connected)
+        replay(load(config), "s", folder / "run.npz")
+        until(lambda: agent.daemon.worker.sensors["s"].windows >= n_windows, 60.0, f"{n_windows} windows")
+    got = agent.rows("SELECT seq, score FROM scores ORDER BY id")
+    assert [seq for seq, _ in got] == list(range(n_windows))
+    scores = [score for _, score in got]
+    assert scores == offline(folder / "run.npz", path)
+    assert scores[:waiting] == [None] * waiting
+    assert np.isfinite(np.array(scores[waiting:], float)).all()

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from agents import scores_as_offline
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import genpareto, median_abs_deviation
@@ -75,6 +76,14 @@ def done(tmp_path_factory):
     root = tmp_path_factory.mktemp("staged")
     how = stage1(write(root / "records"))
     return staged.staged(how, root / "b", epochs=20)
+
+
+def test_the_classifier_runs_on_the_agent(done, tmp_path, broker):
+    """Stage 3's bundle and stage 1's score in an agent behind a real broker as they do offline, to the last bit."""
+    for result in (done.first, done.last):
+        folder = tmp_path / result.manifest.model
+        folder.mkdir()
+        scores_as_offline(result.bundle.path, folder, broker.port)
 
 
 def test_the_faults_are_found_without_a_label(done):
