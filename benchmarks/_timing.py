@@ -51,3 +51,19 @@ def core_ghz(cpuinfo: str | None = None) -> float | None:
 def on_core(ms: float, ghz: float | None, wanted_ghz: float) -> float:
     """What `ms` at `ghz` would be at `wanted_ghz`, by cycles; `ms` itself where the clock is unknown."""
     return ms if ghz is None else ms * ghz / wanted_ghz
+
+
+def row(
+    kind: str, work: str, ms: float, rival: str, rival_ms: float, agree: float, judged: bool = True
+) -> dict[str, Any]:
+    """A line of `make bench`: ours, the rival's, and how far their answers differ."""
+    return {
+        "kind": kind,
+        "judged": judged,
+        "work": work,
+        "ms": round(ms, 4),
+        "rival": rival,
+        "rival_ms": round(rival_ms, 3),
+        "ratio": round(rival_ms / ms, 1),
+        "agree": float(f"{abs(agree):.2g}"),
+    }

@@ -17,7 +17,7 @@ import numpy as np
 import pywt
 from scipy import ndimage
 
-from benchmarks._timing import quiet_ms
+from benchmarks._timing import quiet_ms, row
 from benchmarks.bench_features import FS, N, vibration
 from edge_agent.features import build
 from edge_agent.features.scalogram import cwt, pooling
@@ -112,7 +112,7 @@ def rows(
     exact = float(np.abs(cwt(single, SCALES) - wanted).max() / np.abs(wanted).max())
     for kind, rival_ms, judged in (("float64", double_ms, True), ("float32", single_ms, False)):
         found.append(
-            _row(
+            row(
                 CWT,
                 "Morlet transform, 8192 x 128 scales",
                 cwt_ms,
@@ -133,7 +133,7 @@ def rows(
         for kind, rival_ms, judged in (("float64", slow_ms, True), ("float32", fast_ms, False)):
             rival = f"z-score; c = {_PYWT}, x {kind}; {_RESIZE[size]}; min-max"
             found.append(
-                _row(SCALOGRAM, f"scalogram {size} x {size} of 8192", ours_ms, rival, rival_ms, agree, judged)
+                row(SCALOGRAM, f"scalogram {size} x {size} of 8192", ours_ms, rival, rival_ms, agree, judged)
             )
     reference = score(float32, made[SIZE](single))
     agree = abs(our_picture() / reference - 1.0)
@@ -142,7 +142,7 @@ def rows(
             [(lambda x=x: usual(x), 1)], rounds=max(2, rounds // 3), repeats=3, clock=time.process_time
         )
         found.append(
-            _row(
+            row(
                 WINDOW,
                 "window of 8192: the vibration window above with its row, scalogram 64 x 64, small int8 CNN",
                 light_ms + row_ms + ms,
@@ -186,18 +186,3 @@ def small_network(images: list[Any]) -> dict[str, bytes]:
             converter.inference_input_type = converter.inference_output_type = tf.int8
         files[kind] = converter.convert()
     return files
-
-
-def _row(
-    kind: str, work: str, ms: float, rival: str, rival_ms: float, agree: float, judged: bool
-) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "judged": judged,
-        "work": work,
-        "ms": round(ms, 4),
-        "rival": rival,
-        "rival_ms": round(rival_ms, 3),
-        "ratio": round(rival_ms / ms, 1),
-        "agree": float(f"{abs(agree):.2g}"),
-    }

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import bench_scalogram
 from benchmarks._bundles import PSD_BANDS, Made, sound_bundle, vibration_bundle
-from benchmarks._timing import quiet_ms
+from benchmarks._timing import quiet_ms, row
 from benchmarks.bench_features import (
     SOUND_FS,
     sound,
@@ -120,7 +120,7 @@ def vibration_calls(made: Made, folder: Path) -> VibrationCalls:
         "threshold REAL, ratio REAL, quality TEXT)"
     )
 
-    def usual_row() -> None:
+    def usualrow() -> None:
         m = measured()
         db.execute(
             "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality) VALUES (?,?,?,?,?,?,?,?)",
@@ -191,7 +191,7 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
     difference = calls.ours() / calls.usual() - 1.0
     rival = f"{_STATISTICS}; tf.lite.Interpreter float32"
     found = [
-        _row(
+        row(
             VIBRATION,
             f"{work}, database row",
             ms + rows_ms,
@@ -199,7 +199,7 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
             rival_ms + row_ms,
             difference,
         ),
-        _row(VIBRATION, f"{work}; no database", ms, rival, rival_ms, difference, judged=False),
+        row(VIBRATION, f"{work}; no database", ms, rival, rival_ms, difference, judged=False),
     ]
     steps = (calls.ours, calls.our_rows, _COMMIT, calls.usual, calls.usual_row)
     found += bench_scalogram.rows(steps, rounds)
@@ -207,7 +207,7 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
     times = quiet_ms([(ours, 1), *((call, 1) for call in rivals.values())], rounds=rounds)
     for (quoted, call), rival_ms in zip(rivals.items(), times[1:], strict=True):
         found.append(
-            _row(
+            row(
                 CLIP,
                 "clip of 10 s at 16 kHz: log-mel, int8 autoencoder on 309 stacked frames",
                 times[0],
@@ -218,18 +218,3 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
             )
         )
     return found, {name: one.bundle.path for name, one in made.items()}
-
-
-def _row(
-    kind: str, work: str, ms: float, rival: str, rival_ms: float, difference: float, judged: bool = True
-) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "judged": judged,
-        "work": work,
-        "ms": round(ms, 4),
-        "rival": rival,
-        "rival_ms": round(rival_ms, 3),
-        "ratio": round(rival_ms / ms, 1),
-        "agree": float(f"{abs(difference):.2g}"),
-    }
