@@ -120,7 +120,7 @@ def vibration_calls(made: Made, folder: Path) -> VibrationCalls:
         "threshold REAL, ratio REAL, quality TEXT)"
     )
 
-    def usualrow() -> None:
+    def usual_row() -> None:
         m = measured()
         db.execute(
             "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality) VALUES (?,?,?,?,?,?,?,?)",
