@@ -110,8 +110,9 @@ def ms_a_window(judge: Judge, table: Table, calls: int = 20) -> float:
 
 
 def pick(table: Table, keep: Callable[[Clip], bool]) -> Table:
-    """The recordings that `keep` says."""
-    return data.subset(table, [i for i, clip in enumerate(table.clips) if keep(clip)])
+    """The recordings that `keep` says, of those that have windows."""
+    held = set(np.unique(table.recording).tolist())
+    return data.subset(table, [i for i, clip in enumerate(table.clips) if i in held and keep(clip)])
 
 
 def windows_of(table: Table, part: Any) -> Table:

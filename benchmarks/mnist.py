@@ -17,6 +17,7 @@ from benchmarks._cells import Row
 from edge_agent.features import Family, FeatureSpec
 from trainer import recipe
 from trainer.data import Clip, Table
+from trainer.metrics import precision_recall_f1
 from trainer.recipe import Recipe
 
 DIGITS = (2, 5, 8)
@@ -115,17 +116,15 @@ def decision(scores: Any, anomalous: Any, limit: float) -> dict[str, float]:
 
     `best_f1` is what the best limit on these very pictures would give: how published figures are often made.
     """
-    called = scores > limit
-    hits = int((called & anomalous).sum())
-    precision, recall = hits / max(int(called.sum()), 1), hits / max(int(anomalous.sum()), 1)
+    precision, recall, f = precision_recall_f1(scores > limit, anomalous)
     order = np.argsort(-scores)
     caught = np.cumsum(anomalous[order])
-    f1 = 2 * caught / (np.arange(1, len(order) + 1) + anomalous.sum())
+    every_f1 = 2 * caught / (np.arange(1, len(order) + 1) + anomalous.sum())
     return {
         "precision": precision,
         "recall": recall,
-        "f1": 2 * precision * recall / max(precision + recall, 1e-9),
-        "best_f1": float(f1.max()),
+        "f1": f,
+        "best_f1": float(every_f1.max()),
     }
 
 

@@ -32,7 +32,7 @@ from scipy.stats import t as student
 
 from benchmarks import _cells, _data
 from benchmarks._cells import Row
-from benchmarks._report import write_section
+from benchmarks._report import say, write_section
 from benchmarks.bounds import SOUND
 from edge_agent import scoring, simulate
 from edge_agent.features import FeatureSet, standardisation
@@ -60,11 +60,6 @@ REAL, ONE_KIND, MIXED = "fan id_00", "simulated", "simulated, mixed faults"
 MIXED_REPETITIONS = 2
 ARMS = ("stage 1", "control", "stage 2", "k-NN")
 PROCESSES = 2
-
-
-def say(text: str) -> None:
-    """Progress, for people."""
-    print(text, file=sys.stderr, flush=True)
 
 
 # --------------------------------------------------------------------------- experiment 1: few labels
@@ -345,8 +340,7 @@ def by_machine(made: run.FitResult, how: Recipe) -> dict[str, Any]:
     machines: dict[str, Cells] = {classes[g]: {} for g in np.unique(number[judged])}
     accuracy = 0.0
     for file, judge in (("shipped", made.bundle.judge), ("float32", made.float_judge)):
-        assert judge.model is not None
-        out_learnt, out_held = outputs(judge.model, learnt), outputs(judge.model, held)
+        out_learnt, out_held = ship.outputs_of(judge.model, learnt), ship.outputs_of(judge.model, held)
         values = dict(spectra)
         for score, rule in rules.items():
             fitted, arrays = ship.fit_score(rule, {}, out_learnt, learnt)
@@ -364,7 +358,7 @@ def by_machine(made: run.FitResult, how: Recipe) -> dict[str, Any]:
             right = np.argmin(odds, axis=0) == number[judged]
             accuracy = float(right[healthy[judged]].mean())
     return {"machines": machines, "accuracy": accuracy, "classes": len(classes),
-            "quantization": made.manifest.quantization.type, "kb": sum(p.stat().st_size for p in made.bundle.path.iterdir()) / 1e3}  # fmt: skip
+            "quantization": made.manifest.quantization.type, "kb": _cells.size_kb(made.bundle)}  # fmt: skip
 
 
 def id_rows(folder: Path, seed: int) -> list[Row]:
@@ -391,11 +385,6 @@ def id_rows(folder: Path, seed: int) -> list[Row]:
 
 #: Ridge of the whitened spectrum where the recipe does not whiten.
 WHITEN = 0.1
-
-
-def outputs(model: Any, of: Inputs) -> tuple[F32, ...]:
-    """What the model gives for every window, each (s, n_patches, ...)."""
-    return tuple(np.stack(column) for column in zip(*([o.copy() for o in model(x)] for x in of.patches), strict=True))
 
 
 def ids_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

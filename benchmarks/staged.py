@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import _data
+from benchmarks import _cells, _data
 from benchmarks._report import say, write_section
 from benchmarks.bounds import STAGED
 from edge_agent import simulate
@@ -36,6 +36,7 @@ from edge_agent.signals import F32, F64
 from trainer import data, recipe, run, staged
 from trainer.data import Clip, Table
 from trainer.evaluate import auc, score_table
+from trainer.metrics import precision_recall_f1
 from trainer.recipe import Recipe
 
 NAME = "staged"
@@ -166,23 +167,10 @@ def hit_sm(path: Path, seed: int) -> Work:
 def part_of(table: Table, windows: Any) -> Table:
     """These windows; the recordings keep their numbers, their names say nothing."""
     clips = tuple(Clip(f"r{i}", None, None) for i in range(len(table.clips)))
-    return replace(
-        table,
-        vectors=table.vectors[windows],
-        start=table.start[windows],
-        recording=table.recording[windows],
-        clips=clips,
-    )
+    return replace(_cells.windows_of(table, windows), clips=clips)
 
 
 # ----------------------------------------------------------------------------------------------- judging
-
-
-def f1(found: Any, truth: Any) -> tuple[float, float, float]:
-    """(precision, recall, F1) of windows called faulty; a precision without any is 0."""
-    hits = int((found & truth).sum())
-    called, wanted = int(found.sum()), int(truth.sum())
-    return hits / max(called, 1), hits / max(wanted, 1), 2.0 * hits / max(called + wanted, 1)
 
 
 def judge(work: Work, folder: Path) -> dict[str, Any]:
@@ -192,7 +180,7 @@ def judge(work: Work, folder: Path) -> dict[str, Any]:
     (folder / "pseudo-labels.png").write_bytes(picture(result))
     groups = result.groups
     called = groups == staged.ANOMALOUS
-    precision, recall, _ = f1(called, work.truth)
+    precision, recall, _ = precision_recall_f1(called, work.truth)
     figures: dict[str, Any] = {
         "windows": len(groups),
         "faulty": int(work.truth.sum()),
@@ -212,7 +200,7 @@ def judge(work: Work, folder: Path) -> dict[str, Any]:
         "hard": (score_table(hard.bundle, work.held), hard.manifest.threshold.value),
     }
     for arm, (scores, limit) in arms.items():
-        p, r, f = f1(scores > limit, work.held_truth)
+        p, r, f = precision_recall_f1(scores > limit, work.held_truth)
         figures[arm] = {"precision": round(p, 4), "recall": round(r, 4), "f1": round(f, 4)}
         figures[arm]["auc"] = round(auc(scores, work.held_truth), 4)
     figures["quantization"] = result.last.manifest.quantization.type
@@ -225,7 +213,7 @@ def by_method(scores: F64, truth: Any) -> dict[str, list[float]]:
     """[precision, recall] of the pseudo-anomalies by each way to set the limits."""
     out = {}
     for method in staged.METHODS:
-        p, r, _ = f1(scores > staged.limits(scores, method).high, truth)
+        p, r, _ = precision_recall_f1(scores > staged.limits(scores, method).high, truth)
         out[method] = [round(p, 4), round(r, 4)]
     return out
 

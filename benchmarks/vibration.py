@@ -24,8 +24,8 @@ from trainer.data import Clip, Table
 from trainer.evaluate import auc, pauc
 from trainer.recipe import Recipe
 
-#: Every model that learns from healthy vibration alone; `classifier` needs labels and stands in the staged table.
-MODELS = ("indicator", "dense_ae", "lstm_ae", "deep_svdd", "vae", "svdd_vae", "wgan_gp")
+#: All but the last learn from healthy vibration alone; `classifier` from labelled faults too, which are then not judged.
+MODELS = ("indicator", "dense_ae", "lstm_ae", "deep_svdd", "vae", "svdd_vae", "wgan_gp", "classifier")
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,15 @@ class Windows:
 
 @dataclass(frozen=True)
 class Set:
-    """One training set and what is judged with it: name -> windows."""
+    """One training set and what is judged with it: name -> windows.
+
+    labelled : whether a recording, by its name, is one of the faults that `classifier` learns from
+    """
 
     train: Windows
     judged: dict[str, Windows]
     split: dict[str, Any]
+    labelled: Callable[[str], bool]
 
 
 def cut(found: Sequence[tuple[Clip, F32]], fs_hz: float, n: int, hop: int) -> Windows:
@@ -98,7 +102,8 @@ def hit_sm(path: Path, speed: int) -> Set:
         f"HIT-SM {speed} rpm, later": same.only(later | faulty),
     }
     early = own.only(own.start + 8192 / fs_hz <= 0.75 * 262144 / fs_hz)
-    return Set(early, judged, {"by": "time", "train": [0.0, 0.6], "calibrate": [0.6, 1.0]})
+    split = {"by": "time", "train": [0.0, 0.6], "calibrate": [0.6, 1.0]}
+    return Set(early, judged, split, lambda name: name.endswith(f"_{speed}") and not name.startswith("Normal"))
 
 
 def cwru(path: Path) -> Set:
@@ -111,7 +116,8 @@ def cwru(path: Path) -> Set:
     found = [(Clip("normal later", "normal", None), normal[np.newaxis, n_train:])]
     found += [(Clip(name, "anomaly", None), x[np.newaxis]) for name, x in sorted(faults.items())]
     judged = {"CWRU 48 kHz": cut(found, 48000.0, 8192, 8192)}
-    return Set(train, judged, {"by": "time", "train": [0.0, 0.6], "calibrate": [0.6, 1.0]})
+    split = {"by": "time", "train": [0.0, 0.6], "calibrate": [0.6, 1.0]}
+    return Set(train, judged, split, lambda name: "007_" in name)
 
 
 def motor3ax(path: Path) -> Set:
@@ -128,7 +134,7 @@ def motor3ax(path: Path) -> Set:
     train = cut([pair for pair in found if learns(pair[0].name)], 1000.0, 5000, 5000)
     judged = cut([pair for pair in found if not learns(pair[0].name)], 1000.0, 5000, 5000)
     split = {"by": "recording", "train": [0.0, 0.6], "calibrate": [0.6, 1.0]}
-    return Set(train, {"motor, 3 axes": judged}, split)
+    return Set(train, {"motor, 3 axes": judged}, split, lambda name: name[0] == "F" and int(name[1:]) <= 20)
 
 
 SETS: dict[str, tuple[str, Callable[[Path], Set]]] = {
@@ -168,6 +174,8 @@ PLANS: dict[str, dict[str, Any]] = {
             "encoder_epochs": 5, "tune_epochs": 60,
         },
     },
+    "classifier": _IMAGE
+    | {"network": {"base": 8}, "train": {"epochs": 40, "pretrain": 20, "one_class": 10, "batch": 16, "weight_decay": 1e-4}},
 }  # fmt: skip
 
 
@@ -201,11 +209,22 @@ def cell(folder: Path, key: str, model: str, seed: int = 0) -> list[Row]:
     found = load(folder / file)
     how = plan(model, found.train, found.split, seed)
 
+    train = found.train.table(how)
+    judged = {name: windows.table(how) for name, windows in found.judged.items()}
+    note = ""
+    if model == "classifier":
+        faults = [_cells.pick(table, lambda clip: found.labelled(clip.name)) for table in judged.values()]
+        train = _cells.join(train, *(table for table in faults if len(table)))
+        n = sum(not clip.healthy for clip in train.clips)
+        how = replace(how, split=replace(how.split, anomalies=n))
+        note = f"{n} labelled recordings"
+        # Where all faults have been learnt from, nothing is left to judge.
+        left = {k: _cells.pick(table, lambda clip: not found.labelled(clip.name)) for k, table in judged.items()}
+        judged = {name: table for name, table in left.items() if not table.healthy().all()}
+
     def work(out: Path) -> list[Row]:
-        made, seconds = _cells.fitted(how, found.train.table(how), out)
-        return [
-            _cells.judged(name, how, made, windows.table(how), seconds) for name, windows in found.judged.items()
-        ]
+        made, seconds = _cells.fitted(how, train, out)
+        return [_cells.judged(name, how, made, table, seconds, note) for name, table in judged.items()]
 
     return _cells.in_folder(work)  # type: ignore[no-any-return]
 

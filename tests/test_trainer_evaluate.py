@@ -19,7 +19,7 @@ from trainer import cli
 from trainer.data import Clip
 from trainer.evaluate import Scored, auc, events, figures, pauc
 from trainer.labels import Truth, places, read_labels, truth
-from trainer.metrics import means
+from trainer.metrics import means, precision_recall_f1
 from trainer.words import detection
 
 cases = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=4, max_size=60).filter(
@@ -305,3 +305,13 @@ def test_a_run_to_failure_tells_its_first_event_and_the_false_ones(tmp_path, cap
     args = ["--data", str(tmp_path / "run"), "--labels", str(tmp_path / "l.csv")]
     assert cli.main(["evaluate", "--bundle", str(bundle), "--fs", "1000", *args]) == 1
     assert "expected in the column `file` names such as 'b1.npy'" in capsys.readouterr().err
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_precision_recall_and_f1_are_the_oracles(rows):
+    """As scikit-learn gives them, 0 where nothing is called or nothing is anomalous."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    called, truth = (np.array(column, bool) for column in zip(*rows, strict=True))
+    oracle = precision_recall_fscore_support(truth, called, average="binary", zero_division=0.0)[:3]
+    assert precision_recall_f1(called, truth) == pytest.approx(oracle)

@@ -40,9 +40,7 @@ def crossentropy(logits: Any, x: Any, y: Any) -> Any:
     """Cross-entropy of the machine's number y (batch,) against logits (batch, n_classes), smoothed."""
     import tensorflow as tf
 
-    n = logits.shape[-1]
-    wanted = tf.one_hot(y, n) * (1.0 - LABEL_SMOOTHING) + LABEL_SMOOTHING / n
-    return -tf.reduce_sum(wanted * tf.nn.log_softmax(logits), -1)
+    return soft_crossentropy(logits, x, tf.one_hot(y, logits.shape[-1]))
 
 
 def soft_crossentropy(logits: Any, x: Any, y: Any) -> Any:

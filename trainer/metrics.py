@@ -1,4 +1,4 @@
-"""Figures of a score on labelled windows: AUC, pAUC, and the means over machines."""
+"""Figures of a score on labelled windows: AUC, pAUC, precision, recall, F1, and the means over machines."""
 
 from __future__ import annotations
 
@@ -47,6 +47,15 @@ def pauc(scores: F64, anomalous: Any, limit: float = PAUC_LIMIT) -> float:
     x = np.append(fpr[:i], limit)
     y = np.append(tpr[:i], tpr[i - 1] + slope * (limit - fpr[i - 1]))
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / limit)
+
+
+def precision_recall_f1(called: Any, truth: Any) -> tuple[float, float, float]:
+    """Of windows called anomalous, (n,) bool, against the truth, (n,) bool; the anomaly is the positive class.
+
+    0 where nothing is called or nothing is anomalous. Three called, two of them rightly, of four: 2/3, 1/2, 4/7.
+    """
+    hits, n_called, n_true = int((called & truth).sum()), int(called.sum()), int(truth.sum())
+    return hits / max(n_called, 1), hits / max(n_true, 1), 2.0 * hits / max(n_called + n_true, 1)
 
 
 def means(values: Iterable[float | None]) -> dict[str, float | None]:

@@ -19,6 +19,7 @@ from edge_agent.bundle import Quantization
 from edge_agent.causes import Arrays
 from edge_agent.errors import RecordingError
 from edge_agent.inference import TFLiteModel
+from edge_agent.pipeline import Model
 from edge_agent.scoring import ScoreRule
 from edge_agent.signals import F32, F64
 from trainer import export, fit
@@ -194,7 +195,11 @@ def own(rule: ScoreRule, group: int) -> ScoreRule:
 
 def outputs(flatbuffer: bytes, of: Inputs) -> Outputs:
     """What the file gives for every window, as the device runs it."""
-    model = model_of(flatbuffer, of)
+    return outputs_of(model_of(flatbuffer, of), of)
+
+
+def outputs_of(model: Model, of: Inputs) -> Outputs:
+    """What a model gives for every window, each (s, n_patches, ...)."""
     columns = zip(*([o.copy() for o in model(x)] for x in of.patches), strict=True)
     return tuple(np.stack(column) for column in columns)
 
