@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import fft
+from scipy.ndimage import binary_dilation
 
 from benchmarks import mask as benchmark
 from edge_agent import simulate
@@ -27,14 +28,15 @@ def maps(n: int, seed: int, shape: tuple[int, int] = (40, 20)) -> np.ndarray:
 def test_a_fault_is_outlined_wherever_it_lies(
     seed: int, top: int, left: int, height: int, width: int, by_pixel: bool
 ) -> None:
-    """A rectangle ten deviations over its own bands is found with an overlap above 0.8, at any place, also at edges; above
-    0.5 by pixel, where the map is smoothed and a small rectangle grows by a pixel."""
+    """A rectangle ten deviations over its own bands is found with an overlap above 0.8, at any place, also at edges; by
+    pixel, where the map is smoothed over 3 x 3, it is the rectangle grown by one pixel on every side."""
     normal = masks.learn(maps(200, 1), by_pixel)
     excess = maps(1, seed)[0]
     truth = np.zeros(excess.shape, bool)
     truth[top : top + height, left : left + width] = True
     excess += truth * 10.0 * np.linspace(0.1, 1.0, excess.shape[1], dtype=np.float32)
-    assert masks.overlap(masks.mask(excess, normal), truth) > (0.5 if by_pixel else 0.8)
+    expected = binary_dilation(truth, np.ones((3, 3), bool)) if by_pixel else truth
+    assert masks.overlap(masks.mask(excess, normal), expected) > 0.8
 
 
 def test_most_healthy_maps_have_no_mask() -> None:
