@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 NORM, UNACK, ACKED, RTNUN, LATCHED, SHLVD = "NORM", "UNACK", "ACKED", "RTNUN", "LATCHED", "SHLVD"
 STATES = (NORM, UNACK, ACKED, RTNUN, LATCHED, SHLVD)
@@ -42,6 +43,9 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
 }
 
 COMMANDS = ("ack", "reset", "shelve", "unshelve")
+#: Event types of the machine alarm; all others are told beside it and change nothing of it.
+MACHINE = ("new", "update", "end")
+QUALITY, NOTICE = "quality", "notice"
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,10 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of the table, to be told once: the event before it has its measured values.
+    """One step of the table, or something told beside it, once: the event before it has its measured values.
 
-    severity : None while the sensor is shelved and nothing was wrong with it
+    severity : None while the sensor is shelved and nothing was wrong with it, and for what is told beside
+    extra    : further fields of the event; None where there are none
     """
 
     type: str
@@ -119,6 +124,7 @@ class Transition:
     since: float
     by: str | None = None
     comment: str | None = None
+    extra: dict[str, Any] | None = None
 
 
 class Refused(Exception):  # noqa: N818 - an answer to a person, not a fault
@@ -213,6 +219,31 @@ def expire(alarm: Alarm, t: float, key: str) -> tuple[Alarm, Transition | None]:
     if alarm.state != SHLVD or alarm.shelved_until is None or t < alarm.shelved_until:
         return alarm, None
     return _apply(alarm, "expire_raised" if alarm.condition else "expire_normal", t, key)
+
+
+def beside(
+    kind: str,
+    alarm: Alarm,
+    key: str,
+    n: int,
+    t: float,
+    extra: dict[str, Any],
+    *,
+    episode: str | None = None,
+    since: float | None = None,
+) -> Transition:
+    """A transition of type `quality` or `notice`: told once, and the machine alarm stays as it is.
+
+    n       : running number of its kind within the sensor; makes the identities unique
+    episode : alarm_id of what began earlier, `since` when; None: this is a beginning, now
+    """
+    if kind not in (QUALITY, NOTICE):
+        raise ValueError(f"kind is {kind!r}; expected {QUALITY!r} or {NOTICE!r}")
+    alarm_id = episode or ulid(t, key, kind, "episode", n)
+    event_id = ulid(t, key, kind, "event", n)
+    return Transition(
+        kind, event_id, alarm_id, t, alarm.state, None, t if since is None else since, extra=extra
+    )
 
 
 def ulid(t: float, *parts: object) -> str:

@@ -145,7 +145,7 @@ def _score(a: argparse.Namespace) -> int:
 
     bundle = bundles.load(a.bundle, a.machine)
     ask = Ask(a.fs, None if a.channel is None else (a.channel,))
-    columns = _Columns(ts=24, start=24, seq=7, score=12, threshold=12, ratio=9, quality=8, recording=0)
+    columns = _Columns(ts=24, start=24, seq=7, score=12, threshold=12, ratio=9, quality=8, reasons=14, recording=0)
     rows = 0
     for recording in open_recordings(a.path, ask):
         before = rows
@@ -190,7 +190,7 @@ def _history(a: argparse.Namespace) -> int:
     from edge_agent import queries
 
     config = _offline_config(a)
-    columns = _Columns(sensor=20, ts=24, start=24, seq=7, score=12, threshold=12, ratio=9, quality=8)
+    columns = _Columns(sensor=20, ts=24, start=24, seq=7, score=12, threshold=12, ratio=9, quality=8, reasons=0)
     found = False
     for row in queries.history(config.database, a.sensor, a.since, a.until, a.limit):
         found = True
@@ -283,7 +283,7 @@ def _line(value: Mapping[str, Any], out: TextIO | None = None) -> None:
 def _csv(rows: Iterable[Mapping[str, Any]], out: TextIO) -> None:
     import csv
 
-    columns = ("sensor", "ts", "start", "seq", "score", "threshold", "ratio", "quality")
+    columns = ("sensor", "ts", "start", "seq", "score", "threshold", "ratio", "quality", "reasons", "regime")
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -292,6 +292,8 @@ def _csv(rows: Iterable[Mapping[str, Any]], out: TextIO) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return ",".join(value) or "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

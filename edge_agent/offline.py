@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from edge_agent import pipeline
-from edge_agent.alarms import AlarmPolicy, Transition
+from edge_agent.alarms import MACHINE, AlarmPolicy, Transition
 from edge_agent.bundle import Bundle, check_sensor
 from edge_agent.errors import RecordingError
 from edge_agent.payloads import PayloadLayout
@@ -67,7 +67,7 @@ def run(
         begin = chunk.t if chunk.t is not None else state.windower.next_t or 0.0
         received = begin + chunk.samples.shape[1] / recording.fs_hz
         state, outcome = pipeline.step_chunk(ready, state, chunk, received)
-        transitions = dict(outcome.transitions)
+        transitions = {i: tr for i, tr in outcome.transitions if tr.type in MACHINE}
         for i, measured in enumerate(outcome.measured):
             yield measured, transitions.get(i)
 

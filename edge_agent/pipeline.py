@@ -108,7 +108,10 @@ class Pipeline:
 class Measured:
     """One scored (or, while a history fills, not yet scored) window: a row of the table `scores`.
 
-    score, threshold, ratio are None until the context is full.
+    score, threshold, ratio are None until the context is full, and where quality is `bad`.
+
+    reasons : what is wrong with the data, where something is
+    regime  : operating regime; None where the sensor has none
     """
 
     seq: int
@@ -119,6 +122,8 @@ class Measured:
     ratio: float | None
     quality: str = "good"
     why: tuple[Cause, ...] = ()
+    reasons: tuple[str, ...] = ()
+    regime: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,12 @@ class Outcome:
     """What one message led to, oldest first.
 
     measured    : one entry a window, in order
-    transitions : (index into `measured`, transition), at most one a window
+    transitions : (index into `measured`, transition); of the machine alarm at most one a window, any
+                  number beside it. None where it rests on a message that gave no window.
     """
 
     measured: tuple[Measured, ...] = ()
-    transitions: tuple[tuple[int, Transition], ...] = ()
+    transitions: tuple[tuple[int | None, Transition], ...] = ()
     dropped: Dropped | None = None
     gap_s: float | None = None
 
@@ -188,7 +194,7 @@ def step_chunk(
     if not pushed.windows:
         return state, Outcome(dropped=dropped, gap_s=pushed.gap_s)
     measured: list[Measured] = []
-    transitions: list[tuple[int, Transition]] = []
+    transitions: list[tuple[int | None, Transition]] = []
     for window in pushed.windows:
         state, one, transition = _take(pipeline, state, window)
         if transition is not None:
@@ -264,12 +270,18 @@ def event(
         payload["by"] = transition.by
     if transition.comment is not None:
         payload["comment"] = transition.comment
+    if m is not None and m.reasons:
+        payload["reasons"] = list(m.reasons)
+    if m is not None and m.regime is not None:
+        payload["regime"] = m.regime
+    if transition.extra is not None:
+        payload |= transition.extra
     return payload
 
 
 def score_fields(measured: Measured) -> dict[str, Any]:
     """One window as people and dashboards see it: the score topic and `edge-agent score --json`."""
-    return {
+    fields = {
         "ts": rfc3339(measured.end),
         "start": rfc3339(measured.start),
         "seq": measured.seq,
@@ -277,7 +289,9 @@ def score_fields(measured: Measured) -> dict[str, Any]:
         "threshold": measured.threshold,
         "ratio": measured.ratio,
         "quality": measured.quality,
+        "reasons": list(measured.reasons),
     }
+    return fields if measured.regime is None else {**fields, "regime": measured.regime}
 
 
 def dump(state: PipelineState, *, tail: bool = True) -> bytes:

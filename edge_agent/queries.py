@@ -17,7 +17,7 @@ from edge_agent.store import SCHEMA_VERSION
 #: Alarm states in which somebody should look: not quiet, not silenced.
 ACTIVE = ("UNACK", "ACKED", "RTNUN", "LATCHED")
 
-_SCORES = "SELECT sensor, ts, start, seq, score, threshold, ratio, quality FROM scores"
+_SCORES = "SELECT sensor, ts, start, seq, score, threshold, ratio, quality, reasons, regime FROM scores"
 
 
 @contextmanager
@@ -70,15 +70,16 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
                     "threshold": last.get("threshold"),
                     "ratio": last.get("ratio"),
                     "quality": last.get("quality"),
+                    "reasons": last.get("reasons"),
                 }
             )
         return answer
 
 
 def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-    """Alarms, newest first: when each began and ended, its present state, its gravest severity.
+    """Alarms of machines, newest first: when each began and ended, its present state, its gravest severity.
 
-    The shelving of a sensor with which nothing was wrong, before or meanwhile, is no alarm and not listed.
+    Events of type `quality` and `notice` stand beside them and are not listed. The shelving of a sensor with which nothing was wrong, before or meanwhile, is no alarm and not listed.
     """
     with reading(path) as db:
         rows = db.query(
@@ -87,7 +88,8 @@ def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict
             FROM (SELECT alarm_id, min(rowid) AS first_id, max(rowid) AS last_id, count(*) AS events,
                          max(CASE WHEN type = 'end' THEN ts END) AS ended,
                          CASE WHEN sum(severity = 'alarm') THEN 'alarm' ELSE 'warning' END AS severity
-                  FROM events WHERE :sensor IS NULL OR sensor = :sensor GROUP BY alarm_id
+                  FROM events WHERE (:sensor IS NULL OR sensor = :sensor) AND type IN ('new', 'update', 'end')
+                  GROUP BY alarm_id
                   HAVING count(severity) OR sum(type = 'new')) AS a
             JOIN events AS first USING (alarm_id) JOIN events AS last USING (alarm_id)
             WHERE first.rowid = first_id AND last.rowid = last_id
@@ -129,7 +131,9 @@ def alarm(path: Path, alarm_id: str) -> dict[str, Any]:
         if not events:
             raise StoreError(f"{path}: no alarm {alarm_id!r}; `edge-agent alarms` lists those there are")
         sensor, last = events[0]["sensor"], _last(db, alarm_id)
-        end = last["ts"] if last["type"] == "end" else "~"
+        payload = msgspec.json.decode(events[-1]["payload"])
+        going_on = last["type"] in ("new", "update") or payload.get("quality_alarm", {}).get("active", False)
+        end = "~" if going_on else last["ts"]
         scores = list(
             db.query(
                 f"{_SCORES} WHERE sensor = ? AND ts >= ? AND ts <= ? ORDER BY ts, id",

@@ -1,7 +1,7 @@
 """The database: scores, events, alarm states, pipeline states and the outbox, written together.
 
     Record ─┬─► scores            every window
-            ├─► events            every transition, once (event_id is the key)
+            ├─► events            every transition and what is told beside it, once (event_id is the key)
             ├─► alarm_state       the alarm as it stands
             ├─► pipeline_state    what a restart goes on with
             └─► outbox ──unsent()──► broker ──PUBACK──► mark_sent()
@@ -44,6 +44,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE outbox(id INTEGER PRIMARY KEY, event_id TEXT, topic TEXT, payload TEXT, qos INTEGER,
                         retain INTEGER, created TEXT, sent TEXT);
     CREATE INDEX outbox_unsent ON outbox(id) WHERE sent IS NULL;
+    """,
+    """
+    ALTER TABLE scores ADD COLUMN reasons TEXT;
+    ALTER TABLE scores ADD COLUMN regime TEXT;
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -238,7 +242,9 @@ class Store:
         """The event that told the sensor's present state; None before the first."""
         with _errors(self.path, "read"):
             row = self._db.execute(
-                "SELECT event_id FROM events WHERE sensor = ? ORDER BY rowid DESC LIMIT 1", (sensor,)
+                "SELECT event_id FROM events WHERE sensor = ? AND type IN ('new', 'update', 'end')"
+                " ORDER BY rowid DESC LIMIT 1",
+                (sensor,),
             ).fetchone()
         return None if row is None else str(row[0])
 
@@ -301,8 +307,8 @@ class Store:
         sensor = record.sensor
         if record.measured:
             db.executemany(
-                "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality, reasons, regime)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         sensor,
@@ -313,6 +319,8 @@ class Store:
                         m.threshold,
                         m.ratio,
                         m.quality,
+                        ",".join(m.reasons) or None,
+                        m.regime,
                     )
                     for m in record.measured
                 ],

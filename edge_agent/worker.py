@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from edge_agent import commands, host, pipeline
-from edge_agent.alarms import Refused, Transition
+from edge_agent.alarms import MACHINE, Refused, Transition
 from edge_agent.commands import Command, Unusable
 from edge_agent.config import SensorConfig
 from edge_agent.inbox import Inbox
@@ -184,7 +184,7 @@ class Worker:
             sensor.bad_run = 0
             self._set_status(sensor, "online")
         sensor.gaps += outcome.gap_s is not None
-        if not outcome.measured:
+        if not outcome.measured and not outcome.transitions:
             return
         window = sensor.pipeline.window
         self._work.signal_s += len(outcome.measured) * min(window.hop_samples, window.n_samples) / window.fs_hz
@@ -192,7 +192,9 @@ class Worker:
         sensor.windows += len(outcome.measured)
         for measured in outcome.measured:
             self._transport.publish(self._topic(name, "score"), _score(measured))
-        rows = tuple(self._event(sensor, tr, outcome.measured[i]) for i, tr in outcome.transitions)
+        rows = tuple(
+            self._event(sensor, tr, None if i is None else outcome.measured[i]) for i, tr in outcome.transitions
+        )
         self._hand_over(sensor, received, outcome.measured, rows)
 
     def _hand_over(
@@ -221,6 +223,10 @@ class Worker:
     def _event(self, sensor: Sensor, transition: Transition, measured: Measured | None) -> EventRow:
         name = sensor.config.id
         payload = pipeline.event(sensor.pipeline, transition, measured, bool(host.clock_synced()))
+        row = EventRow(transition, self._topic(name, "event"), msgspec.json.encode(payload).decode())
+        if transition.type not in MACHINE:
+            log.warning("%s: %s %s", name, transition.type, transition.extra)
+            return row
         sensor.last_event_id = transition.event_id
         log.log(
             # Somebody should look at what began or grew, not at an all-clear or a quiet sensor's shelving.
@@ -232,7 +238,7 @@ class Worker:
             transition.type,
             f", ratio {measured.ratio:.3g}" if measured is not None and measured.ratio is not None else "",
         )
-        return EventRow(transition, self._topic(name, "event"), msgspec.json.encode(payload).decode())
+        return row
 
     def _quarantine(self, sensor: Sensor, error: Exception) -> None:
         sensor.fault = True

@@ -70,8 +70,8 @@ def test_score_prints_one_line_a_window_on_stdout(site: Path, capsys: pytest.Cap
     code, out, err = run(capsys, "score", site / "rec.npz", "--bundle", site / "rms", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, len(rows), err) == (0, 20, "")
-    assert [list(r)[:7] for r in rows] == [
-        ["ts", "start", "seq", "score", "threshold", "ratio", "quality"]
+    assert [list(r)[:8] for r in rows] == [
+        ["ts", "start", "seq", "score", "threshold", "ratio", "quality", "reasons"]
     ] * 20
     assert [r["ratio"] >= 1 for r in rows] == [False] * 10 + [True] * 10
     assert rows[1]["start"] == rows[0]["ts"] == "1970-01-01T00:00:00.256Z"
@@ -204,8 +204,8 @@ def test_alarms_history_and_export_read_the_database(
     assert out == ""
     _, out, _ = run(capsys, "export", *config)
     assert out.splitlines() == [
-        "sensor,ts,start,seq,score,threshold,ratio,quality",
-        "s1,2023-11-14T22:13:21.000Z,2023-11-14T22:13:20.000Z,0,0.5,0.4,1.25,good",
+        "sensor,ts,start,seq,score,threshold,ratio,quality,reasons,regime",
+        "s1,2023-11-14T22:13:21.000Z,2023-11-14T22:13:20.000Z,0,0.5,0.4,1.25,good,,",
     ]
     _, out, _ = run(capsys, "export", *config, "--alarm", "A1")
     whole = json.loads(out)

@@ -13,9 +13,9 @@ from bundles import healthy, make_indicator_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent import alarms, offline, payloads, pipeline, simulate
 from edge_agent import bundle as bundles
-from edge_agent import offline, payloads, pipeline, simulate
-from edge_agent.alarms import AlarmPolicy
+from edge_agent.alarms import Alarm, AlarmPolicy
 from edge_agent.features import Context
 from edge_agent.payloads import PayloadLayout
 from edge_agent.signals import Chunk
@@ -201,3 +201,13 @@ def test_messages_that_belong_elsewhere_are_dropped_by_reason(rms) -> None:
         assert after is state
     _, outcome = pipeline.step(plain, state, payloads.encode(Chunk(healthy(300), t=T0), plain.layout), T0)
     assert len(outcome.measured) == 1
+
+
+def test_an_event_beside_the_alarm_carries_its_own_fields(rms) -> None:
+    """What `extra` holds stands in the event, next to the alarm's present state, with no severity of its own."""
+    notice = alarms.beside("notice", Alarm(state="ACKED"), "a/s", 1, T0, {"notice": {"kind": "drift", "text": "x"}})
+    marked = pipeline.Measured(1, T0, T0 + 1, 1.0, 1.0, 1.0, "suspect", (), ("hum",), "1400 rpm")
+    event = pipeline.event(rms, notice, marked, True)
+    assert (event["type"], event["state"], event["severity"]) == ("notice", "ACKED", None)
+    assert (event["notice"]["kind"], event["reasons"], event["regime"]) == ("drift", ["hum"], "1400 rpm")
+    assert pipeline.score_fields(marked)["reasons"] == ["hum"]

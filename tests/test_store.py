@@ -15,7 +15,7 @@ import pytest
 
 from edge_agent import queries
 from edge_agent import store as storage
-from edge_agent.alarms import Alarm, Transition
+from edge_agent.alarms import Alarm, Transition, beside
 from edge_agent.errors import StoreError
 from edge_agent.pipeline import Measured
 from edge_agent.signals import rfc3339
@@ -61,7 +61,7 @@ def test_schema_is_that_of_the_contract(path: Path) -> None:
     Store.open(path).close()
     contract = {
         "scores": "id INTEGER PRIMARY KEY, sensor TEXT, ts TEXT, start TEXT, seq INTEGER, score REAL, "
-        "threshold REAL, ratio REAL, quality TEXT",
+        "threshold REAL, ratio REAL, quality TEXT, reasons TEXT, regime TEXT",
         "events": "event_id TEXT PRIMARY KEY, alarm_id TEXT, sensor TEXT, type TEXT, state TEXT, severity TEXT, "
         "ts TEXT, payload TEXT",
         "alarm_state": "sensor TEXT PRIMARY KEY, alarm_id TEXT, state TEXT, severity TEXT, since TEXT, "
@@ -278,12 +278,54 @@ def test_migrations_run_in_order_and_once(path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(StoreError, match="absent"):
         Store.open(path)
     assert rows(path, "SELECT name FROM sqlite_master WHERE name = 'half'") == []
-    assert rows(path, "SELECT version FROM schema_version") == [(2,)]
+    assert rows(path, "SELECT version FROM schema_version") == [(len(steps) - 1,)]
     monkeypatch.setattr(storage, "MIGRATIONS", steps)
     Store.open(path).close()
     Store.open(path).close()
     assert rows(path, "SELECT seq, note FROM scores") == [(0, None)]
-    assert rows(path, "SELECT version FROM schema_version") == [(3,)]
+    assert rows(path, "SELECT version FROM schema_version") == [(len(steps),)]
+
+
+def test_a_database_of_version_1_keeps_its_rows_and_takes_reasons(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened by this agent, a database of schema version 1 keeps its scores, and new rows have reasons and regime."""
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as db:
+        db.executescript(
+            storage.MIGRATIONS[0] + "CREATE TABLE schema_version(version INTEGER);"
+            "INSERT INTO schema_version VALUES (1);"
+            "INSERT INTO scores(sensor, ts, start, seq, score, threshold, ratio, quality)"
+            " VALUES ('s1', '2023-11-14T22:13:21.000Z', '2023-11-14T22:13:20.000Z', 7, 0.5, 0.4, 1.25, 'good');"
+        )
+    db.close()
+    store = Store.open(path)
+    marked = Measured(8, T0 + 8, T0 + 9, None, None, None, "bad", (), ("stuck", "dc_step"), "1400 rpm")
+    store.write([record(marked)])
+    store.close()
+    assert [(r["seq"], r["quality"], r["reasons"], r["regime"]) for r in queries.history(path)] == [
+        (7, "good", None, None),
+        (8, "bad", "stuck,dc_step", "1400 rpm"),
+    ]
+    assert queries.status(path, ["s1"])[0]["reasons"] == "stuck,dc_step"
+
+
+def test_what_is_told_beside_the_machine_alarm_is_no_alarm(path: Path) -> None:
+    """A quality event has its row and its place in the outbox, and is neither listed nor taken for the state."""
+    extra = {"quality_alarm": {"reasons": ["stuck"], "active": True}}
+    told = beside("quality", Alarm(), "a/s1", 1, T0, extra)
+    again = beside("quality", Alarm(), "a/s1", 2, T0 + 9, extra, episode=told.alarm_id, since=T0)
+    assert (again.alarm_id, again.since) == (told.alarm_id, T0)
+    assert again.event_id != told.event_id
+    store = Store.open(path)
+    store.write([record(window(0), events=(transition(1), told, again))])
+    assert store.last_event_id("s1") == "E1"
+    assert [row.event_id for row in store.unsent()] == ["E1", told.event_id, again.event_id]
+    store.close()
+    assert [alarm["alarm_id"] for alarm in queries.alarms(path)] == ["A1"]
+    assert len(queries.alarm(path, told.alarm_id)["events"]) == 2
+    with pytest.raises(ValueError, match="'new'"):
+        beside("new", Alarm(), "a/s1", 1, T0, extra)
 
 
 WRITER = """
