@@ -33,3 +33,7 @@ MASK = {"iou": 0.5}
 #: Three stages without labels: the classifier's F1 on held-out records may not lie further than `slack` below that of the
 #: same network learnt from stage 1's scores alone. Precision and recall of the pseudo-labels are shown, not judged.
 STAGED = {"slack": 0.0}
+
+#: Commissioning from the generic bundle: events before the fault begins, on all machines together; shares of machines that are
+#: armed, whose fault is found before it is fully grown, and that are refused when commissioned at severity `faulty`.
+COMMISSION = {"events_before": 0, "armed": 1.0, "found": 1.0, "refused": 1.0, "faulty": 0.5}

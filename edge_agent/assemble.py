@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_agent import bundle as bundles
-from edge_agent import thresholds
+from edge_agent import drift, thresholds
 from edge_agent.bundle import Bundle
 from edge_agent.config import Config, SensorConfig, ThresholdOverride, WindowOverride
 from edge_agent.config import load as load_config
@@ -123,6 +123,8 @@ def _pipeline(
         threshold=threshold,
         policy=sensor.policy,
         max_payload_bytes=sensor.max_payload_bytes,
+        regime=sensor.regime,
+        reference=drift.reference(bundle.calibration),
     )
 
 

@@ -228,7 +228,8 @@ def _command(a: argparse.Namespace) -> int:
 
     config = load(a.config)
     _known_sensor(config, a.sensor)
-    ok, message = remote.command(config, a.command, a.sensor, a.by, a.why, getattr(a, "for_s", None))
+    more = {key: getattr(a, key) for key in ("action", "windows", "healthy") if getattr(a, key, None) is not None}
+    ok, message = remote.command(config, a.command, a.sensor, a.by, a.why, getattr(a, "for_s", None), **more)
     if a.json:
         _line({"ok": ok, "message": message})
     elif ok:
@@ -453,6 +454,7 @@ def _parser() -> argparse.ArgumentParser:
         ("reset", "clear a latched alarm: it was dealt with"),
         ("shelve", "silence a sensor for a time"),
         ("unshelve", "end the silence"),
+        ("commission", "learn what is normal for a sensor's machine, on the device"),
     ):
         p = add(name, _command, what)
         p.add_argument("sensor", metavar="SENSOR", help="its id in the configuration")
@@ -460,6 +462,16 @@ def _parser() -> argparse.ArgumentParser:
             p.add_argument(
                 "--for", dest="for_s", type=span, required=True, metavar="TIME", help=f"for so long: 8h, 2d ({plain})"
             )
+        if name == "commission":
+            p.add_argument("--for", dest="for_s", type=span, metavar="TIME", help=f"learn and verify so long at least: 24h ({plain})")
+            p.add_argument("--windows", type=int, metavar="N", help="so many windows at least (300)")
+            p.add_argument(
+                "--healthy", action="store_true", default=None, help="the machine is known to be in order, whatever the bundle says"
+            )
+            p.set_defaults(action="start")
+            what_else = p.add_mutually_exclusive_group()
+            for action, does in (("cancel", "give up the one that runs"), ("rollback", "back to what acted before the last one")):
+                what_else.add_argument(f"--{action}", dest="action", action="store_const", const=action, default="start", help=does)
         p.add_argument("--by", metavar="NAME", help="who says so")
         p.add_argument("--why", metavar="TEXT", help="and why")
 

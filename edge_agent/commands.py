@@ -14,12 +14,13 @@ import msgspec
 from edge_agent.alarms import COMMANDS
 from edge_agent.signals import parse_time
 
-NAMES = (*COMMANDS, "reload", "resend")
+NAMES = (*COMMANDS, "commission", "reload", "resend")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command, checked. since_t, event_id, alarm_id: of resend; t in s of event time."""
+    """One command, checked. since_t, event_id, alarm_id: of resend; t in s of event time. action, windows, healthy: of
+    commission."""
 
     name: str
     request_id: str | int | None = None
@@ -30,6 +31,9 @@ class Command:
     since_t: float | None = None
     event_id: str | None = None
     alarm_id: str | None = None
+    action: str | None = None
+    windows: int | None = None
+    healthy: bool = False
 
 
 class Unusable(Exception):  # noqa: N818 - becomes an answer
@@ -55,7 +59,7 @@ def parse(name: str, payload: bytes) -> Command:
         raise Unusable(f"request_id is a {type(request_id).__name__}; expected text or a whole number")
     if name not in NAMES:
         raise Unusable(f"unknown command {name!r}; known: {', '.join(NAMES)}", request_id)
-    for key in ("sensor", "by", "why", "event_id", "alarm_id"):
+    for key in ("sensor", "by", "why", "event_id", "alarm_id", "action"):
         if not isinstance(fields.get(key), (str, type(None))):
             raise Unusable(f"{key} is {fields[key]!r}; expected text", request_id)
         if len(fields.get(key) or "") > 1000:
@@ -65,12 +69,17 @@ def parse(name: str, payload: bytes) -> Command:
         isinstance(for_s, bool) or not isinstance(for_s, (int, float)) or not math.isfinite(for_s)
     ):
         raise Unusable(f"for_s is {for_s!r}; expected seconds", request_id)
+    windows = fields.get("windows")
+    if windows is not None and (isinstance(windows, bool) or not isinstance(windows, int) or not 0 < windows < 10**9):
+        raise Unusable(f"windows is {windows!r}; expected a whole number above 0", request_id)
+    if not isinstance(fields.get("healthy"), (bool, type(None))):
+        raise Unusable(f"healthy is {fields['healthy']!r}; expected true or false", request_id)
     since = fields.get("since")
     try:
         since_t = None if since is None else parse_time(since)
     except ValueError as error:
         raise Unusable(f"since: {error}", request_id) from None
-    if name in COMMANDS and fields.get("sensor") is None:
+    if name in (*COMMANDS, "commission") and fields.get("sensor") is None:
         raise Unusable(f"{name} needs a sensor: add \"sensor\": \"...\"", request_id)
     return Command(
         name,
@@ -82,6 +91,9 @@ def parse(name: str, payload: bytes) -> Command:
         since_t,
         fields.get("event_id"),
         fields.get("alarm_id"),
+        fields.get("action"),
+        windows,
+        bool(fields.get("healthy")),
     )
 
 

@@ -18,12 +18,13 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from edge_agent import payloads, thresholds
+from edge_agent import payloads, regimes, thresholds
 from edge_agent.alarms import AlarmPolicy
 from edge_agent.errors import ConfigError, Problem
 from edge_agent.payloads import PayloadLayout
@@ -99,6 +100,12 @@ class SensorConfig:
     policy: AlarmPolicy
     silent_after_s: float
     max_payload_bytes: int
+    regime: regimes.Spec | None = None
+
+    @property
+    def regime_topic(self) -> str | None:
+        """Where this sensor's operating value comes from."""
+        return None if self.regime is None else self.regime.topic
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,17 @@ def _vote(value: Any) -> tuple[int, int]:
     return value[0], value[1]
 
 
+def _edges(value: Any) -> tuple[float, ...]:
+    expected = "a rising list of 1 to 20 numbers, such as [600, 1200]: the limits between regimes"
+    if not isinstance(value, list) or not 1 <= len(value) <= 20:
+        raise _Wrong(expected)
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in value):
+        raise _Wrong(expected)
+    if any(b <= a for a, b in pairwise(value)):
+        raise _Wrong(expected)
+    return tuple(float(v) for v in value)
+
+
 def _scale(value: Any) -> float:
     if (
         isinstance(value, bool)
@@ -263,6 +281,10 @@ KEYS: dict[str, Key] = {
     "sensors.*.alarm.alarm_ratio": Key(_number(0, 1e6, "times the threshold", above=True), 1.5),
     "sensors.*.alarm.latching": Key(_boolean, False),
     "sensors.*.alarm.require_ack": Key(_boolean, False),
+    "sensors.*.regime.topic": Key(_topic),
+    "sensors.*.regime.edges": Key(_edges),
+    "sensors.*.regime.max_age_s": Key(_number(0, 1e6, "s", above=True), 60.0),
+    "sensors.*.regime.clusters": Key(_number(2, 8, "clusters", whole=True)),
     "sensors.*.silent_after_s": Key(_number(0, 1e6, "s", above=True), 60.0),
     "sensors.*.max_payload_bytes": Key(_number(1, MAX_MQTT_BYTES, "bytes", whole=True), 1 << 20),
 }
@@ -483,6 +505,7 @@ class _Parser:
             self.wrong(
                 f"{where}.threshold", "value and method or false_alarm_rate", "a value, or what to fit"
             )
+        regime = self.regime(where, v, base)
         warning, alarm = v.get("alarm.warning_ratio"), v.get("alarm.alarm_ratio")
         if warning is not None and alarm is not None and alarm < warning:
             self.wrong(f"{where}.alarm.alarm_ratio", alarm, f"at least warning_ratio ({warning:g})")
@@ -506,7 +529,23 @@ class _Parser:
             policy=AlarmPolicy(**{k[6:]: v[k] for k in v if k.startswith("alarm.")}),
             silent_after_s=v["silent_after_s"],
             max_payload_bytes=v["max_payload_bytes"],
+            regime=regime,
         )
+
+    def regime(self, where: str, v: dict[str, Any], base: str) -> regimes.Spec | None:
+        topic, edges, clusters = (v.get(f"regime.{key}") for key in ("topic", "edges", "clusters"))
+        if topic is None and edges is None and clusters is None:
+            return None
+        if clusters is not None and (topic is not None or edges is not None):
+            self.wrong(f"{where}.regime", "clusters and topic or edges", "a topic with edges, or clusters")
+        # What is wrong by itself is missing from v and was said already.
+        elif clusters is None and topic is None and "regime.topic" in v:
+            self.wrong(f"{where}.regime.topic", None, "the topic of the value that regime.edges divide")
+        elif clusters is None and edges is None and "regime.edges" in v:
+            self.wrong(f"{where}.regime.edges", None, "a rising list of the values between regimes, such as [600, 1200]")
+        if topic is not None and (topic == base or topic.startswith(base + "/") or topic == v.get("topic")):
+            self.wrong(f"{where}.regime.topic", topic, f"a topic outside {base}/ that is not the sensor's own")
+        return regimes.Spec(topic, edges or (), v.get("regime.max_age_s", 60.0), clusters or 0)
 
     def layout(self, where: str, v: dict[str, Any]) -> PayloadLayout | None:
         kind, channels = v.get("payload.format"), v.get("channels")

@@ -24,7 +24,7 @@ from edge_agent import __version__, host, pipeline, store
 from edge_agent.assemble import assemble, load, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
-from edge_agent.inbox import Inbox
+from edge_agent.inbox import Inbox, OperatingValue
 from edge_agent.keeper import Keeper
 from edge_agent.pipeline import Pipeline
 from edge_agent.signals import rfc3339
@@ -63,6 +63,7 @@ class Daemon:
         self._tally = Tally()
         self.inbox = Inbox(config.sensors)
         self._routes = _routes(config)
+        self._regimes = _regimes(config)
         self._commands = f"{self._base}/cmd/"
         self._reload: list[Callable[[bool, str], None]] = []
         self._health_due = False
@@ -186,7 +187,14 @@ class Daemon:
                 log.warning("command on %s dropped: too many wait", topic)
             return
         received = self._clock()
+        for sensor in self._regimes.get(topic, ()):
+            if retained:
+                self.worker.dropped(sensor, "retained", "a retained operating value is old by an unknown time")
+            else:
+                self.inbox.put(sensor, OperatingValue(payload), received)
         sensors = self._routes.get(topic)
+        if sensors is None and topic in self._regimes:
+            return
         if sensors is None:
             # The broker's session outlives the configuration that asked for this topic.
             self._transport.unsubscribe(topic)
@@ -210,7 +218,7 @@ class Daemon:
         self._health_due = True
 
     def _subscriptions(self) -> list[str]:
-        return [*self._routes, f"{self._commands}+"]
+        return [*self._routes, *(topic for topic in self._regimes if topic not in self._routes), f"{self._commands}+"]
 
     # ---------------------------------------------------------------- reload, health, info
 
@@ -226,7 +234,7 @@ class Daemon:
             old = self.config
             fixed = (old.agent_id, old.mqtt, old.database) == (config.agent_id, config.mqtt, config.database)
             self.config, self._pipelines, self._refused = config, pipelines, ()
-            new_routes = _routes(config)
+            new_routes, new_regimes = _routes(config), _regimes(config)
             # Both old and new sensors are known while the worker changes over.
             self.inbox.watch([*old.sensors, *config.sensors])
             said: list[str] = []
@@ -237,7 +245,7 @@ class Daemon:
             while done and not said and self.worker.alive() and time.monotonic() < deadline:
                 time.sleep(0.01)
             self.inbox.watch(config.sensors)
-            self._routes = new_routes
+            self._routes, self._regimes = new_routes, new_regimes
             self._transport.subscribe(self._subscriptions())
             self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
             note = "" if fixed else "; changes of agent, mqtt and database take effect with a restart"
@@ -309,6 +317,15 @@ def _routes(config: Config) -> dict[str, tuple[str, ...]]:
     routes: dict[str, tuple[str, ...]] = {}
     for sensor in config.sensors.values():
         routes[sensor.topic] = (*routes.get(sensor.topic, ()), sensor.id)
+    return routes
+
+
+def _regimes(config: Config) -> dict[str, tuple[str, ...]]:
+    """Topic of an operating value -> the sensors whose regime it tells."""
+    routes: dict[str, tuple[str, ...]] = {}
+    for sensor in config.sensors.values():
+        if sensor.regime_topic is not None:
+            routes[sensor.regime_topic] = (*routes.get(sensor.regime_topic, ()), sensor.id)
     return routes
 
 

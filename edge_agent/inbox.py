@@ -19,6 +19,12 @@ MAX_BYTES = 8 << 20
 #: Commands waiting; a person does not send that many.
 MAX_CALLS = 64
 
+
+
+class OperatingValue(bytes):
+    """A payload of a sensor's regime topic: it waits in the sensor's own queue, so that it keeps its place there."""
+
+
 #: (sensor, payload, receipt time in s)
 Item = tuple[str, bytes, float]
 Call = Callable[[], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from edge_agent import pipeline
+from edge_agent import drift, pipeline
 from edge_agent.alarms import MACHINE, AlarmPolicy, Transition
 from edge_agent.bundle import Bundle, check_sensor
 from edge_agent.errors import RecordingError
@@ -33,6 +33,7 @@ def pipeline_for(
         judge=bundle.judge,
         threshold=bundle.threshold,
         policy=policy,
+        reference=drift.reference(bundle.calibration),
     )
 
 

@@ -18,12 +18,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_agent import alarms, causes, payloads, scoring, windowing
+from edge_agent import alarms, causes, commissioning, drift, payloads, regimes, scoring, thresholds, windowing
 from edge_agent.alarms import Alarm, AlarmPolicy, Transition
 from edge_agent.causes import Cause
+from edge_agent.commissioning import Baseline, Commissioning, Seen
+from edge_agent.drift import Drift, Reference
 from edge_agent.errors import PayloadError
 from edge_agent.features import FeatureSet
 from edge_agent.payloads import PayloadLayout
+from edge_agent.regimes import Operating
 from edge_agent.scoring import Scorer
 from edge_agent.signals import F32, F64, Chunk, Window, rfc3339
 from edge_agent.thresholds import Threshold
@@ -33,6 +36,10 @@ from edge_agent.windowing import WindowerState, WindowSpec
 Model = Callable[[F32], Sequence[F32]]
 
 STATE_VERSION = 1
+#: Promised share of healthy windows above a commissioned limit, where the configuration names none.
+COMMISSIONED_RATE = 1e-4
+#: Windows in a known regime after which an unknown one is told of again.
+KNOWN_AGAIN = 60
 
 
 def no_model(x: F32) -> Sequence[F32]:
@@ -92,7 +99,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One sensor, ready to run. `layout` describes its messages, `window` its windows."""
+    """One sensor, ready to run. `layout` describes its messages, `window` its windows.
+
+    regime    : how its operating regime is known; None where it has none
+    reference : of the bundle's healthy scores, for drift; None where they cannot carry it
+    """
 
     identity: Identity
     layout: PayloadLayout
@@ -102,6 +113,8 @@ class Pipeline:
     threshold: Threshold
     policy: AlarmPolicy
     max_payload_bytes: int = 1 << 20
+    regime: regimes.Spec | None = None
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Measured:
     score, threshold, ratio are None until the context is full, and where quality is `bad`.
 
     reasons : what is wrong with the data, where something is
-    regime  : operating regime; None where the sensor has none
+    regime  : operating regime, `unknown` where it is none that was learnt; None where the sensor has none
     """
 
     seq: int
@@ -128,9 +141,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class PipelineState:
-    """Everything of a sensor that changes: window tail, feature history, votes, alarm, last score.
+    """Everything of a sensor that changes: window tail, feature history, votes, alarm, last score, what was learnt.
 
-    history : (k, F) newest last, k < context width; empty where the context is over frames
+    history   : (k, F) newest last, k < context width; empty where the context is over frames
+    operating : last value on the regime's topic
+    notices   : how many were told; makes their identities differ
+    known     : windows in a known regime since an unknown one was told of; None while none was
     """
 
     windower: WindowerState
@@ -138,6 +154,11 @@ class PipelineState:
     history_end: float | None = None
     alarm: Alarm = field(default_factory=Alarm)
     last: Measured | None = None
+    commissioning: Commissioning = field(default_factory=Commissioning)
+    drift: Drift = field(default_factory=Drift)
+    operating: Operating | None = None
+    notices: int = 0
+    known: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,16 @@ class Outcome:
     transitions: tuple[tuple[int | None, Transition], ...] = ()
     dropped: Dropped | None = None
     gap_s: float | None = None
+
+    @property
+    def machine(self) -> tuple[Transition, ...]:
+        """The transitions of the machine alarm only."""
+        return tuple(t for _, t in self.transitions if t.type in alarms.MACHINE)
+
+    @property
+    def notices(self) -> tuple[Transition, ...]:
+        """What is told once beside them."""
+        return tuple(t for _, t in self.transitions if t.type == alarms.NOTICE)
 
 
 def initial(pipeline: Pipeline) -> PipelineState:
@@ -196,9 +227,10 @@ def step_chunk(
     measured: list[Measured] = []
     transitions: list[tuple[int | None, Transition]] = []
     for window in pushed.windows:
-        state, one, transition = _take(pipeline, state, window)
+        state, one, transition, told = _take(pipeline, state, window)
         if transition is not None:
             transitions.append((len(measured), transition))
+        transitions += [(len(measured), notice) for notice in told]
         measured.append(one)
     return state, Outcome(tuple(measured), tuple(transitions), dropped, pushed.gap_s)
 
@@ -220,6 +252,63 @@ def command(
     return replace(state, alarm=alarm), transition
 
 
+def commission(
+    pipeline: Pipeline,
+    state: PipelineState,
+    action: str,
+    t: float,
+    *,
+    by: str | None = None,
+    comment: str | None = None,
+    windows: int | None = None,
+    for_s: float | None = None,
+    healthy: bool = False,
+) -> tuple[PipelineState, Transition]:
+    """A person's command `start`, `cancel` or `rollback`; raises `commissioning.Refused` with the reason.
+
+    healthy : a person vouches for the machine: the bundle's limit may be wrong about it, within bounds
+    The transition is a notice of what was done, at `t` (receipt clock, s).
+    """
+    was = state.commissioning
+    if action == "start":
+        plan = replace(_plan(pipeline, windows, for_s), healthy=healthy)
+        now = commissioning.start(was, plan, by, comment)
+    elif action in commissioning.ACTIONS:
+        now = (commissioning.cancel if action == "cancel" else commissioning.rollback)(was)
+    else:
+        raise commissioning.Refused(
+            f"action is {action!r}; expected one of {', '.join(commissioning.ACTIONS)}"
+        )
+    state = _changed(state, now)
+    return _commissioning_notice(pipeline, state, t, by, comment)
+
+
+def operate(state: PipelineState, operating: Operating) -> PipelineState:
+    """Take a value that came on the regime's topic; a late one changes nothing."""
+    if state.operating is not None and operating.t < state.operating.t:
+        return state
+    return replace(state, operating=operating)
+
+
+def limit_of(pipeline: Pipeline, state: PipelineState, regime: str | None = None) -> Threshold:
+    """The limit that acts on a window in this regime: the commissioned one, else the pipeline's own."""
+    acting = state.commissioning.acting
+    if acting is None:
+        return pipeline.threshold
+    own = acting.limit(regime)
+    return acting.threshold if own is None else own.threshold
+
+
+def limit_source(pipeline: Pipeline, state: PipelineState) -> str:
+    """Where `limit_of` comes from: "bundle", "config" or "commissioned"."""
+    return pipeline.identity.limit_source if state.commissioning.acting is None else "commissioned"
+
+
+def votes(measured: Measured) -> bool:
+    """Whether a scored window is voted on: not in a regime that was never learnt."""
+    return measured.ratio is not None and measured.regime != regimes.UNKNOWN
+
+
 def expire(pipeline: Pipeline, state: PipelineState, t: float) -> tuple[PipelineState, Transition | None]:
     """Let the receipt clock end a shelving."""
     alarm, transition = alarms.expire(state.alarm, t, pipeline.identity.key)
@@ -227,11 +316,19 @@ def expire(pipeline: Pipeline, state: PipelineState, t: float) -> tuple[Pipeline
 
 
 def event(
-    pipeline: Pipeline, transition: Transition, measured: Measured | None, clock_synced: bool
+    pipeline: Pipeline,
+    transition: Transition,
+    measured: Measured | None,
+    clock_synced: bool,
+    state: PipelineState | None = None,
 ) -> dict[str, Any]:
-    """The event's JSON object, as the contract spells it; `measured` is the window it rests on."""
-    identity, threshold = pipeline.identity, pipeline.threshold
+    """The event's JSON object, as the contract spells it; `measured` is the window it rests on, `state` the one after it
+    (its limit; None: the pipeline's own)."""
     m = measured
+    identity, threshold, source = pipeline.identity, pipeline.threshold, pipeline.identity.limit_source
+    if state is not None:
+        threshold = limit_of(pipeline, state, m.regime if m else None)
+        source = limit_source(pipeline, state)
     payload: dict[str, Any] = {
         "schema": 1,
         "type": transition.type,
@@ -245,13 +342,13 @@ def event(
         "severity": transition.severity,
         "since": rfc3339(transition.since),
         "score": _round(m.score) if m else None,
-        "threshold": _round(threshold.value),
+        "threshold": _round(m.threshold if m is not None and m.threshold is not None else threshold.value),
         "ratio": _round(m.ratio) if m else None,
         "quality": m.quality if m else None,
         "limit": {
             "method": threshold.method,
             "false_alarm_rate": threshold.false_alarm_rate,
-            "source": identity.limit_source,
+            "source": source,
         },
         "window": {
             "seq": m.seq,
@@ -277,6 +374,12 @@ def event(
     if transition.extra is not None:
         payload |= transition.extra
     return payload
+
+
+def commissioning_fields(state: PipelineState) -> dict[str, Any]:
+    """What the retained state tells of commissioning."""
+    c = state.commissioning
+    return {"phase": c.phase, "percent": c.percent, "reason": c.reason or None}
 
 
 def score_fields(measured: Measured) -> dict[str, Any]:
@@ -318,6 +421,10 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
         return None
     if not windowing.fits(state.windower, pipeline.window):
         return None
+    learnt = state.commissioning.baseline
+    if (learnt is not None and learnt.bundle != pipeline.identity.sha256) or not _scales_fit(state, fresh):
+        # Scores of another network: neither the limit nor the votes mean anything here.
+        state = _changed(state, commissioning.forget(state.commissioning, "the bundle has changed: commission again"))
     return state
 
 
@@ -358,9 +465,9 @@ def _decode(pipeline: Pipeline, payload: bytes) -> Chunk:
 
 def _take(
     pipeline: Pipeline, state: PipelineState, window: Window
-) -> tuple[PipelineState, Measured, Transition | None]:
+) -> tuple[PipelineState, Measured, Transition | None, list[Transition]]:
     judge, context = pipeline.judge, pipeline.judge.features.spec.context
-    vectors = judge.vectors(window.samples)
+    newest = vectors = judge.vectors(window.samples)
     history, history_end = state.history, state.history_end
     if context.over == "windows":
         if (
@@ -376,24 +483,200 @@ def _take(
         )
         if len(vectors) < context.width:
             waiting = Measured(window.seq, window.start, window.end, None, None, None)
-            return replace(state, history=history, history_end=history_end, last=waiting), waiting, None
-    result = judge.score(vectors)
-    ratio = result.value / pipeline.threshold.value
-    alarm, transition = alarms.step(state.alarm, pipeline.policy, ratio, window.end, pipeline.identity.key)
-    # Only a window that people may look at pays for an explanation.
-    crossing = ratio >= pipeline.policy.warning_ratio or transition is not None
+            return replace(state, history=history, history_end=history_end, last=waiting), waiting, None, []
+    acting = state.commissioning.acting
+    regime, value = _regime(pipeline, state, newest, window.end)
+    result = judge.score(vectors if acting is None else acting.normalise(vectors))
+    threshold = limit_of(pipeline, state, regime)
+    ratio = result.value / threshold.value
     measured = Measured(
-        window.seq,
-        window.start,
-        window.end,
-        result.value,
-        pipeline.threshold.value,
-        ratio,
-        "good",
-        judge.why(result.residual) if crossing else (),
+        window.seq, window.start, window.end, result.value, threshold.value, ratio, "good", regime=regime
     )
+    alarm, transition = state.alarm, None
+    if votes(measured):
+        alarm, transition = alarms.step(alarm, pipeline.policy, ratio, window.end, pipeline.identity.key)
+    # Only a window that people may look at pays for an explanation.
+    if ratio >= pipeline.policy.warning_ratio or transition is not None:
+        measured = replace(measured, why=_why(judge, acting, result.residual))
+    told: list[Transition] = []
+    raised = alarm.condition and not state.alarm.condition
     state = replace(state, history=history, history_end=history_end, alarm=alarm, last=measured)
-    return state, measured, transition
+    state, told = _tell_regime(pipeline, state, measured, told)
+    if state.commissioning.active:
+        state, told = _learn(pipeline, state, window, newest, vectors, measured, value, raised, told)
+    elif votes(measured) and ratio < 1.0 and not alarm.condition:
+        state, told = _watch_drift(pipeline, state, measured, told)
+    return state, measured, transition, told
+
+
+def _why(judge: Judge, acting: Baseline | None, residual: F32) -> tuple[Cause, ...]:
+    if acting is None:
+        return judge.why(residual)
+    return causes.explain(
+        judge.features.names, residual, acting.residual_mean.astype(np.float64), acting.residual_std.astype(np.float64)
+    )
+
+
+def _regime(
+    pipeline: Pipeline, state: PipelineState, newest: F32, end: float
+) -> tuple[str | None, float | None]:
+    """The regime of a window's row, and the operating value it comes of."""
+    spec, acting = pipeline.regime, state.commissioning.acting
+    if spec is None:
+        return None, None
+    learnt = acting is not None and bool(acting.limits)
+    if spec.clusters:
+        if acting is None or not acting.centres.size:
+            return None, None
+        return regimes.nearest(acting.centres, acting.normalise(newest).mean(0)), None
+    operating = regimes.fresh(spec, state.operating, end)
+    if operating is None:
+        return (regimes.UNKNOWN if learnt else None), None
+    name = regimes.name(spec, operating.value)
+    if acting is not None and learnt:
+        own = acting.limit(name)
+        if own is None or not (
+            own.low is None or own.high is None or regimes.within(operating.value, own.low, own.high)
+        ):
+            name = regimes.UNKNOWN
+    return name, operating.value
+
+
+def _tell_regime(
+    pipeline: Pipeline, state: PipelineState, m: Measured, told: list[Transition]
+) -> tuple[PipelineState, list[Transition]]:
+    """Say once that a regime is unknown, and again only after it was known for a while."""
+    if m.regime != regimes.UNKNOWN:
+        if state.known is not None:
+            state = replace(state, known=None if state.known + 1 >= KNOWN_AGAIN else state.known + 1)
+        return state, told
+    if state.known is not None:
+        return replace(state, known=0), told
+    spec, operating = pipeline.regime, state.operating
+    seen = None if spec is None or operating is None else regimes.fresh(spec, operating, m.end)
+    why = "no value came" if operating is None else f"the last value is more than {spec.max_age_s:g} s old" if spec else ""
+    what = why if seen is None else f"{seen.value:g} lies outside what was learnt"
+    text = f"unknown operating regime ({what}): windows are scored and not voted on until it is known again"
+    state, notice = _notice(
+        pipeline, replace(state, known=0), m.end, "regime", text, value=None if seen is None else seen.value
+    )
+    return state, [*told, notice]
+
+
+def _learn(
+    pipeline: Pipeline,
+    state: PipelineState,
+    window: Window,
+    newest: F32,
+    vectors: F32,
+    m: Measured,
+    value: float | None,
+    raised: bool,
+    told: list[Transition],
+) -> tuple[PipelineState, list[Transition]]:
+    judge, was = pipeline.judge, state.commissioning
+    learning = was.phase == commissioning.LEARNING
+    score = None if learning else judge.score(was.progress.normalise(vectors))
+    # Time-frequency families (sound) are exempt: a stamping press is impulsive and healthy.
+    looked_at = learning and judge.features.n_frames == 1
+    now = commissioning.take(
+        was,
+        Seen(
+            m.start,
+            m.end,
+            newest,
+            m.ratio,
+            m.quality,
+            commissioning.impulse(window.samples, pipeline.window.fs_hz) if looked_at else None,
+            None if score is None else score.value,
+            None if score is None else score.residual,
+            m.regime,
+            value,
+            raised,
+            state.alarm.condition,
+        ),
+        pipeline.identity.sha256,
+        judge.features.names,
+    )
+    if now.phase == was.phase or now.phase == commissioning.VERIFYING:
+        return replace(state, commissioning=now), told
+    state, notice = _commissioning_notice(pipeline, _changed(state, now), m.end, now.by, now.why)
+    return state, [*told, notice]
+
+
+def _watch_drift(
+    pipeline: Pipeline, state: PipelineState, m: Measured, told: list[Transition]
+) -> tuple[PipelineState, list[Transition]]:
+    acting = state.commissioning.acting
+    against = pipeline.reference if acting is None else acting.reference
+    if against is None or m.score is None:
+        return state, told
+    now, found = drift.step(state.drift, against, m.score, m.end)
+    state = replace(state, drift=now)
+    if found is None:
+        return state, told
+    state, notice = _notice(
+        pipeline,
+        state,
+        m.end,
+        "drift",
+        found.text,
+        since=rfc3339(found.since),
+        direction=found.way,
+        factor=_round(found.factor),
+        z=_round(found.z),
+    )
+    return state, [*told, notice]
+
+
+def _plan(pipeline: Pipeline, windows: int | None, for_s: float | None) -> commissioning.Plan:
+    own, spec = pipeline.threshold, pipeline.regime
+    configured = pipeline.identity.limit_source == "config" and own.method in thresholds.METHODS
+    method, rate = (own.method, own.false_alarm_rate) if configured else ("gamma", None)
+    constants = pipeline.judge.features.spec
+    # One offset and one scale for all features stretch a picture; an indicator's score is the feature itself.
+    whole = len(set(constants.offset)) == len(set(constants.scale)) == 1 and len(constants.offset) > 1
+    return commissioning.Plan(
+        windows,
+        for_s,
+        method=method,
+        rate=rate or COMMISSIONED_RATE,
+        normals=pipeline.judge.model is not no_model and not whole,
+        clusters=0 if spec is None else spec.clusters,
+        regimes=spec is not None and spec.topic is not None,
+    )
+
+
+def _changed(state: PipelineState, now: Commissioning) -> PipelineState:
+    """The state under what was learnt now; votes and drift under another limit mean nothing."""
+    if now.acting is not state.commissioning.acting:
+        alarm = replace(state.alarm, ratios=(), raise_since=None, return_since=None)
+        state = replace(state, alarm=alarm, drift=Drift(), known=None)
+    return replace(state, commissioning=now)
+
+
+def _commissioning_notice(
+    pipeline: Pipeline, state: PipelineState, t: float, by: str | None, comment: str | None
+) -> tuple[PipelineState, Transition]:
+    c = state.commissioning
+    state, notice = _notice(pipeline, state, t, "commissioning", f"{c.phase}: {c.reason}", phase=c.phase, reason=c.reason)
+    return state, replace(notice, by=by, comment=comment)
+
+
+def _notice(
+    pipeline: Pipeline, state: PipelineState, t: float, kind: str, text: str, **more: Any
+) -> tuple[PipelineState, Transition]:
+    """Something to be told once beside the machine alarm, under an identity of its own."""
+    n, key = state.notices + 1, pipeline.identity.key
+    extra = {"notice": {"kind": kind, "text": text, **more}}
+    notice = alarms.beside(alarms.NOTICE, state.alarm, key, n, t, extra)
+    return replace(state, notices=n), notice
+
+
+def _scales_fit(state: PipelineState, fresh: PipelineState) -> bool:
+    """Whether what is being learnt has as many features as this pipeline."""
+    width, p = fresh.history.shape[1], state.commissioning.progress
+    return not p.offset.size or p.offset.shape == (width,)
 
 
 def _round(value: float | None) -> float | None:

@@ -20,8 +20,9 @@ def command(
     why: str | None,
     for_s: float | None,
     timeout_s: float = 10.0,
+    **more: Any,
 ) -> tuple[bool, str]:
-    """Publish the command and wait for the agent's answer: (whether it was carried out, its words).
+    """Publish the command, `more` its own fields, and wait for the agent's answer: (whether it was carried out, its words).
 
     Raises TransportError where the broker cannot be reached.
     """
@@ -36,7 +37,7 @@ def command(
             answers.append(answer)
             answered.set()
 
-    asked = {"request_id": request_id, "sensor": sensor, "by": by, "why": why, "for_s": for_s}
+    asked = {"request_id": request_id, "sensor": sensor, "by": by, "why": why, "for_s": for_s, **more}
     transport = tool(config.mqtt, "command", on_message)
     transport.subscribe([f"{base}/cmd/{name}/result"])
     transport.start()

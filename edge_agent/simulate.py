@@ -3,6 +3,7 @@
     Machine ──► stream()          endless chunks whose phases continue, fault as a function of time
             ──► vibration()       one stretch at one severity
     seed    ──► run_to_failure()  a random machine, snapshots from run-in to breakdown
+            ──► any_machine()     the same of any level, seen through any structure, with or without a gear
     id      ──► fan() ──► sound() one clip of one fan, healthy or with one of FAN_FAULTS
 
 Vibration, after McFadden & Smith (J. Sound Vib. 96, 1984) and Antoni & Randall (Mech. Syst. Signal
@@ -413,6 +414,58 @@ def run_to_failure(
         start=start,
         interval_s=interval_s,
     )
+
+
+@dataclass(frozen=True)
+class SeenThrough:
+    """A life as another sensor at another place sees it.
+
+    gain : (n_samples // 2 + 1,) of the path from the machine to the sensor
+    """
+
+    life: RunToFailure
+    gain: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.life)
+
+    def snapshot(self, index: int) -> Chunk:
+        """Snapshot `index` as `RunToFailure.snapshot` gives it, filtered (circularly) by the path."""
+        chunk = self.life.snapshot(index)
+        n = chunk.samples.shape[1]
+        x = fft.irfft(fft.rfft(chunk.samples.astype(np.float64)) * np.asarray(self.gain), n)
+        return replace(chunk, samples=x.astype(np.float32))
+
+
+def any_machine(
+    seed: int,
+    n_snapshots: int = 600,
+    *,
+    n_samples: int = 8192,
+    fs_hz: float = 25600.0,
+    interval_s: float = 600.0,
+    onset: tuple[float, float] = (0.5, 0.7),
+) -> SeenThrough:
+    """A life of `run_to_failure` at any level and place: what a bundle for all machines has to expect.
+
+    The level is log-uniform over 50 dB, the path a random walk of 6 dB an octave, half the machines have a gear whose
+    tone is up to three times the rest. None of it is impulsive: healthy, the kurtosis is at most about 3.5.
+    """
+    life = run_to_failure(
+        seed, n_snapshots, n_samples=n_samples, fs_hz=fs_hz, interval_s=interval_s, onset=onset
+    )
+    rng = np.random.default_rng([0xA2, seed])
+    rms = life.machine.structure_g
+    teeth, tone = int(rng.integers(11, 43)), float(rng.uniform(0.3, 3.0)) * rms
+    geared = rng.random() < 0.5
+    machine = replace(life.machine, mesh_teeth=teeth if geared else 0, mesh_g=tone if geared else 0.0)
+    f = fft.rfftfreq(n_samples, 1.0 / fs_hz)
+    knots = np.geomspace(fs_hz / 1024.0, fs_hz / 2.0, 10)
+    walk_db = np.cumsum(6.0 * rng.standard_normal(knots.size))
+    level_db = float(rng.uniform(-25.0, 25.0))
+    gain_db = np.interp(np.log(np.maximum(f, knots[0])), np.log(knots), walk_db - walk_db.mean()) + level_db
+    gain = np.where(f > 0.0, 10.0 ** (gain_db / 20.0), 0.0)  # an accelerometer passes no constant
+    return SeenThrough(replace(life, machine=machine), tuple(gain.tolist()))
 
 
 # ---------------------------------------------------------------------------- the sound of a fan

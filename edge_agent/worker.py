@@ -18,11 +18,11 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import commands, host, pipeline
-from edge_agent.alarms import MACHINE, Refused, Transition
+from edge_agent import commands, commissioning, host, pipeline, regimes
+from edge_agent.alarms import MACHINE, NOTICE, Refused, Transition
 from edge_agent.commands import Command, Unusable
 from edge_agent.config import SensorConfig
-from edge_agent.inbox import Inbox
+from edge_agent.inbox import Inbox, OperatingValue
 from edge_agent.keeper import Answer, Keeper
 from edge_agent.pipeline import Measured, Pipeline, PipelineState
 from edge_agent.signals import rfc3339
@@ -164,6 +164,9 @@ class Worker:
         sensor = self.sensors.get(name)
         if sensor is None or sensor.fault:
             return
+        if isinstance(payload, OperatingValue):
+            self._operate(sensor, payload, received)
+            return
         began = self._monotonic()
         sensor.heard = began
         try:
@@ -182,7 +185,7 @@ class Worker:
                 self._set_status(sensor, "bad_data")
         else:
             sensor.bad_run = 0
-            self._set_status(sensor, "online")
+            self._set_status(sensor, "learning" if sensor.state.commissioning.active else "online")
         sensor.gaps += outcome.gap_s is not None
         if not outcome.measured and not outcome.transitions:
             return
@@ -196,6 +199,14 @@ class Worker:
             self._event(sensor, tr, None if i is None else outcome.measured[i]) for i, tr in outcome.transitions
         )
         self._hand_over(sensor, received, outcome.measured, rows)
+
+    def _operate(self, sensor: Sensor, payload: bytes, received: float) -> None:
+        try:
+            operating = regimes.parse(payload, received)
+        except ValueError as error:
+            self.dropped(sensor.config.id, "bad_operating_value", f"{sensor.config.regime_topic}: {error}")
+            return
+        sensor.state = pipeline.operate(sensor.state, operating)
 
     def _hand_over(
         self,
@@ -222,8 +233,12 @@ class Worker:
 
     def _event(self, sensor: Sensor, transition: Transition, measured: Measured | None) -> EventRow:
         name = sensor.config.id
-        payload = pipeline.event(sensor.pipeline, transition, measured, bool(host.clock_synced()))
+        payload = pipeline.event(sensor.pipeline, transition, measured, bool(host.clock_synced()), sensor.state)
         row = EventRow(transition, self._topic(name, "event"), msgspec.json.encode(payload).decode())
+        if transition.type == NOTICE and transition.extra is not None:
+            notice = transition.extra["notice"]
+            log.info("%s: notice of %s: %s", name, notice["kind"], notice["text"])
+            return row
         if transition.type not in MACHINE:
             log.warning("%s: %s %s", name, transition.type, transition.extra)
             return row
@@ -271,7 +286,7 @@ class Worker:
 
     def _set_status(self, sensor: Sensor, status: str) -> None:
         if status != sensor.status:
-            level = logging.INFO if status == "online" else logging.WARNING
+            level = logging.INFO if status in ("online", "learning") else logging.WARNING
             if sensor.status is not None or status != "online":
                 log.log(level, "%s: %s", sensor.config.id, status)
             sensor.status = status
@@ -292,7 +307,9 @@ class Worker:
         alarm, last = sensor.state.alarm, sensor.state.last
         t = last.end if last is not None else self._clock()
         stand_in = Transition("", "", "", t, alarm.state, "", t)
-        fields: dict[str, Any] = pipeline.event(sensor.pipeline, stand_in, last, bool(host.clock_synced()))
+        fields: dict[str, Any] = pipeline.event(
+            sensor.pipeline, stand_in, last, bool(host.clock_synced()), sensor.state
+        )
         del fields["type"]
         fields |= {
             "event_id": sensor.last_event_id,
@@ -302,6 +319,7 @@ class Worker:
             "shelved_until": None if alarm.shelved_until is None else rfc3339(alarm.shelved_until),
             "acked_by": alarm.acked_by,
             "ack_why": alarm.ack_why,
+            "commissioning": pipeline.commissioning_fields(sensor.state),
         }
         return self._topic(sensor.config.id, "state"), msgspec.json.encode(fields)
 
@@ -337,16 +355,32 @@ class Worker:
             return
         t = self._clock()
         try:
-            state, transition = pipeline.command(
-                sensor.pipeline, sensor.state, asked.name, t, by=asked.by, comment=asked.why, for_s=asked.for_s
-            )
-        except Refused as error:
+            if asked.name == "commission":
+                state, transition = pipeline.commission(
+                    sensor.pipeline,
+                    sensor.state,
+                    asked.action or "start",
+                    t,
+                    by=asked.by,
+                    comment=asked.why,
+                    windows=asked.windows,
+                    for_s=asked.for_s,
+                    healthy=asked.healthy,
+                )
+            else:
+                state, transition = pipeline.command(
+                    sensor.pipeline, sensor.state, asked.name, t, by=asked.by, comment=asked.why, for_s=asked.for_s
+                )
+        except (Refused, commissioning.Refused) as error:
             self._answer(asked.name, asked.request_id, False, f"{asked.sensor}: {error}")
             return
         sensor.state = state
         row = self._event(sensor, transition, state.last)
+        if sensor.status in ("online", "learning"):
+            self._set_status(sensor, "learning" if state.commissioning.active else "online")
+        said = f"{state.commissioning.phase}: {state.commissioning.reason}" if asked.name == "commission" else transition.state
         # The answer leaves with the commit: what a person was told is on record.
-        answer = self._result(asked.name, asked.request_id, True, f"{asked.sensor}: {transition.state}")
+        answer = self._result(asked.name, asked.request_id, True, f"{asked.sensor}: {said}")
         self._hand_over(sensor, t, events=(row,), answers=(answer,))
 
     def _answer(self, name: str, request_id: str | int | None, ok: bool, message: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bundles import make_indicator_bundle
 
 from edge_agent import config as configuration
+from edge_agent import regimes
 from edge_agent.alarms import AlarmPolicy
 from edge_agent.assemble import assemble, check
 from edge_agent.config import KEYS, Config, ThresholdOverride, WindowOverride, load, parse
@@ -603,3 +604,31 @@ def test_mistakes_of_the_file_and_of_its_bundles_come_together(tmp_path: Path) -
         "  b: {topic: x/b, payload: f32le, fs_hz: 1000, model: nowhere-else}\n"
     )
     assert [p.where for p in check(path)] == ["sensors.a.alarm.vot", "sensors.a.model", "sensors.b.model"]
+
+
+def test_a_regime_is_a_topic_with_edges_or_clusters() -> None:
+    """Either way arrives typed; without a word of it there is none."""
+    assert read(sensor("")).sensors["s1"].regime is None
+    found = read(sensor("regime: {topic: plant/rpm, edges: [600, 1.2e3]}")).sensors["s1"]
+    assert found.regime == regimes.Spec("plant/rpm", (600.0, 1200.0), 60.0)
+    assert found.regime_topic == "plant/rpm"
+    assert read(sensor("regime: {clusters: 3}")).sensors["s1"].regime == regimes.Spec(clusters=3)
+
+
+@pytest.mark.parametrize(
+    ("regime", "where"),
+    [
+        ("{topic: plant/rpm}", "regime.edges"),
+        ("{edges: [600]}", "regime.topic"),
+        ("{topic: plant/rpm, edges: [900, 600]}", "regime.edges"),
+        ("{topic: plant/rpm, edges: []}", "regime.edges"),
+        ("{topic: plant/rpm, edges: [.nan]}", "regime.edges"),
+        ("{topic: plant/a, edges: [600]}", "regime.topic"),
+        ("{topic: edge/a/rpm, edges: [600]}", "regime.topic"),
+        ("{topic: plant/rpm, edges: [600], clusters: 2}", "regime"),
+        ("{clusters: 1}", "regime.clusters"),
+    ],
+)
+def test_half_a_regime_is_a_mistake(regime: str, where: str) -> None:
+    """A topic without edges, edges that fall, the agent's own topic: each is named."""
+    assert f"sensors.s1.{where}" in mistakes(sensor(f"regime: {regime}"))

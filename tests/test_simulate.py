@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import signal
 
+from edge_agent import commissioning
 from edge_agent import simulate as sim
 from edge_agent.simulate_files import main, write_life, write_sound_folder, write_vibration
 
@@ -340,3 +341,26 @@ def test_command_line_writes_all_three_kinds(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["vibration", str(tmp_path / "v.wav")])
     assert stop.value.code == 2
+
+
+def test_any_machine_is_healthy_before_its_onset_at_any_level() -> None:
+    """Thirty machines: levels spread over 30 dB and more, none of them impulsive, and the same at every call."""
+    levels, kurtosis = [], []
+    for seed in range(30):
+        x = sim.any_machine(seed, 40).snapshot(3).samples[0].astype(np.float64)
+        levels.append(20.0 * np.log10(x.std()))
+        kurtosis.append(np.mean((x - x.mean()) ** 4) / x.var() ** 2)
+    assert np.ptp(levels) > 30.0
+    assert max(kurtosis) < 3.8
+    again = sim.any_machine(7, 40)
+    np.testing.assert_array_equal(again.snapshot(3).samples, sim.any_machine(7, 40).snapshot(3).samples)
+    assert again.life.severity[again.life.onset_index - 1] == 0.0
+    assert again.snapshot(39).samples.shape == (1, 8192)
+
+
+def test_a_fault_shows_through_any_structure() -> None:
+    """Fully grown, the fault of each of ten machines has kurtosis above 6, high-passed, wherever the sensor sits."""
+    for seed in range(10):
+        seen = sim.any_machine(seed, 60, onset=(0.4, 0.5))
+        assert seen.life.severity[59] == pytest.approx(1.0)
+        assert commissioning.impulse(seen.snapshot(59).samples, 25600.0).kurtosis > 6.0, seed

@@ -218,3 +218,19 @@ def test_a_false_alarm_rate_out_of_bounds_is_a_usage_error(tmp_path, rate):
             ["fit", "--model", "indicator", "--data", str(data), "--fs", "1000", "--false-alarm-rate", rate]
         )
     assert caught.value.code == 2
+
+
+def test_simulated_machines_are_recordings_of_their_own_without_a_fault(tmp_path):
+    """Each number is one machine, its snapshots ten minutes apart; seeds of the source give others."""
+    from trainer import data
+
+    source = {"simulate": "machines", "seconds": 0.1, "clips": 5, "ids": [3, 4], "fs_hz": 12800, "seed": 2}
+    raw = good(tmp_path) | {"data": source, "window": {"n_samples": 1280}}
+    table = data.table(recipe.parse(raw))
+    assert table.spec.fs_hz == 12800
+    assert [c.machine for c in table.clips] == ["id_003", "id_004"]
+    assert all(c.healthy for c in table.clips)
+    assert np.bincount(table.recording).tolist() == [5, 5]
+    assert np.diff(table.start)[:4] == pytest.approx(600.0)
+    other = data.table(recipe.parse(raw | {"data": {**source, "seed": 3}}))
+    assert not np.allclose(table.vectors, other.vectors)

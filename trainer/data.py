@@ -247,6 +247,12 @@ def _simulated(source: Source) -> Iterator[tuple[Recording, Clip]]:
 
         yield _in_memory("demo", machine.fs_hz, None, chunks), Clip("demo", None, source.machine or "demo")
         return
+    if source.simulate == "machines":
+        fs_hz = source.fs_hz or 25600.0
+        for number in source.ids:
+            name = f"id_{number:03d}"
+            yield _in_memory(name, fs_hz, None, _healthy_life(source, number, fs_hz)), Clip(name, None, name)
+        return
     for number in source.ids:
         for k in range(source.clips + source.anomalies):
             bad = k >= source.clips
@@ -263,6 +269,20 @@ def _fan_clip(source: Source, number: int, fault: str | None, k: int) -> Callabl
     def chunks() -> Iterator[Chunk]:
         x = simulate.sound(number, fault=fault, seconds=source.seconds, seed=(source.seed, k))
         yield Chunk(x[np.newaxis], fs_hz=16000.0)
+
+    return chunks
+
+
+def _healthy_life(source: Source, number: int, fs_hz: float) -> Callable[[], Iterator[Chunk]]:
+    """Snapshots of one random machine, ten minutes apart, from its run-in on; none of them has a fault."""
+
+    def chunks() -> Iterator[Chunk]:
+        # The fault begins in the second half at the earliest.
+        n = 2 * source.clips + 20
+        life = simulate.any_machine(
+            1000 * source.seed + number, n, n_samples=round(source.seconds * fs_hz), fs_hz=fs_hz
+        )
+        yield from (life.snapshot(i) for i in range(source.clips))
 
     return chunks
 

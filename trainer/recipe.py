@@ -24,7 +24,7 @@ from edge_agent.scoring import ScoreRule
 from trainer import architectures
 
 QUANTIZE = ("int8", "float16", "float32")
-SIMULATORS = ("demo", "fan")
+SIMULATORS = ("demo", "fan", "machines")
 INPUTS = ("standard", "range")
 SPLIT_BY = ("auto", "time", "recording", "machine")
 #: The parts of the data that train and calibrate where a recipe gives one of the two only.
@@ -41,8 +41,9 @@ class Source:
     channels : 0-based indexes to keep; None keeps all
     machine  : machine id of everything here; None reads it from the file names or sub-folders
     labels   : False: a label in a name is not read, every recording counts as healthy
-    simulate : "demo" (the demo's machine, `seconds` of it) or "fan" (`clips` clips of `seconds` for each
-               number in `ids`, and `anomalies` faulty clips each)
+    simulate : "demo" (the demo's machine, `seconds` of it), "fan" (`clips` clips of `seconds` for each
+               number in `ids`, and `anomalies` faulty clips each) or "machines" (`clips` healthy snapshots of
+               `seconds` at `fs_hz` (25600) of each of the random machines `ids`)
     """
 
     path: Path | None = None
