@@ -105,7 +105,7 @@ def hit_sm(ready: Pipeline) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    with np.load(path) as z:
+    with np.load(path, allow_pickle=False) as z:
         recordings = {name: z[name] for name in z.files if name != "fs"}
     for rpm in (600, 900):
         normal = recordings[f"mfs/Normal_{rpm}"]

@@ -46,7 +46,7 @@ def unpack(found: Path, folder: Path) -> Path | None:
     archive = found / "ims_set2.npz"
     if not archive.is_file():
         return None
-    with np.load(archive) as z:
+    with np.load(archive, allow_pickle=False) as z:
         samples, names = z["x_milli"], z["files"]
     folder.mkdir()
     # One text per possible value: formatting 80 million numbers one by one would take minutes.

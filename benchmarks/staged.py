@@ -141,7 +141,7 @@ def record(chunk: Any) -> str:
 def hit_sm(path: Path, seed: int) -> Work:
     """Both speeds: the first LEARN_SHARE of each normal recording with HIT_FAULTY faulty windows drawn from the same
     share of the faulty ones; held out is the rest of every recording, with a window's length between."""
-    how = recipe_of(path, float(np.load(path)["fs"]), HIT_HOP)
+    how = recipe_of(path, float(np.load(path, allow_pickle=False)["fs"]), HIT_HOP)
     table = data.table(how)
     faulty = np.array(["Normal" not in c.name for c in table.clips])[table.recording]
     last = np.array([table.start[table.recording == r].max() for r in range(len(table.clips))])[

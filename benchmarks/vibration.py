@@ -82,7 +82,7 @@ def cut(found: Sequence[tuple[Clip, F32]], fs_hz: float, n: int, hop: int) -> Wi
 def hit_sm(path: Path, speed: int) -> Set:
     """Trained on one speed, normal only; judged at the other speed, and on a later stretch of the same one."""
     other = 1500 - speed
-    with np.load(path) as archive:
+    with np.load(path, allow_pickle=False) as archive:
         fs_hz = float(archive["fs"])
         named = {name.removeprefix("mfs/"): archive[name] for name in archive.files if name != "fs"}
 
@@ -108,7 +108,7 @@ def hit_sm(path: Path, speed: int) -> Set:
 
 def cwru(path: Path) -> Set:
     """48 kHz, drive end, load 0: the normal recording's last quarter against every fault."""
-    with np.load(path) as archive:
+    with np.load(path, allow_pickle=False) as archive:
         normal = archive["normal48k/normal_0/DE"]
         faults = {name: archive[name] for name in archive.files if name.startswith("DE48k/")}
     n_train = 3 * len(normal) // 4
@@ -122,7 +122,7 @@ def cwru(path: Path) -> Set:
 
 def motor3ax(path: Path) -> Set:
     """Recordings H1 to H45 train and calibrate; H46 to H60 and every F are judged. A window is a recording."""
-    with np.load(path) as archive:
+    with np.load(path, allow_pickle=False) as archive:
         found = [
             (Clip(name, "normal" if name[0] == "H" else "anomaly", None), archive[name].T.astype(np.float32))
             for name in sorted(archive.files, key=lambda s: (s[0], int(re.sub(r"\D", "", s))))

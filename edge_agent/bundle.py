@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -162,9 +164,12 @@ def verify_golden(bundle: Bundle, files: dict[str, bytes], manifest: Manifest) -
     A float reference is compared under the bundle's own target class and threshold. Raises BundleError
     where a feature or a ratio differs by more than the tolerance of the quantization.
     """
-    with np.load(io.BytesIO(files[GOLDEN]), allow_pickle=False) as data:
+    try:
+        data = _npz_arrays(files, GOLDEN)
         windows, scale = data["windows"], float(data["window_scale"])
         features, scores = data["features"].astype(np.float32), data["scores"].astype(np.float64)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{bundle.path / GOLDEN}: {error}; export the bundle again") from error
     judge = replace(bundle.judge, scorer=scoring.build(manifest.score, _arrays(files)))
     n_frames = judge.features.n_frames
     for i, window in enumerate(windows):
@@ -291,16 +296,24 @@ def _arrays(files: dict[str, bytes]) -> Arrays:
     """The score rule's arrays; empty where the bundle has none."""
     if SCORE not in files:
         return {}
-    with np.load(io.BytesIO(files[SCORE]), allow_pickle=False) as data:
-        return {name: data[name].astype(np.float32) for name in data.files}
+    return {name: a.astype(np.float32) for name, a in _npz_arrays(files, SCORE).items()}
+
+
+def _npz_arrays(files: dict[str, bytes], name: str) -> dict[str, Any]:
+    """The arrays of one file, numbers only; ValueError names the file where it is damaged or would have to be unpickled."""
+    try:
+        with np.load(io.BytesIO(files[name]), allow_pickle=False) as data:
+            return {key: data[key] for key in data.files}
+    except (ValueError, TypeError, SyntaxError, OSError, EOFError, RuntimeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{name} cannot be read ({error})") from error
 
 
 def _for_machine(
     manifest: Manifest, files: dict[str, bytes], machine: str | None
 ) -> tuple[ScoreRule, Threshold, F64]:
-    with np.load(io.BytesIO(files[CALIBRATION]), allow_pickle=False) as data:
-        scores: F64 = data["scores"].astype(np.float64)
-        groups = data["group"] if "group" in data.files else None
+    data = _npz_arrays(files, CALIBRATION)
+    scores: F64 = data["scores"].astype(np.float64)
+    groups = data.get("group")
     rule, threshold = manifest.score, manifest.threshold
     if groups is None or not manifest.classes:
         return rule, threshold, scores

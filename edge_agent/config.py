@@ -4,8 +4,8 @@
              (YAML 1.2 scalars,       type, bounds, nearest known key;
               no duplicate keys)      every mistake is kept, none stops the next
 
-All mistakes are raised together as one ConfigError. Text may hold `${env:NAME}` or `${file:PATH}`; what
-these stand for, and every password, never appears in an error, a repr or a log.
+All mistakes are raised together as one ConfigError. Text may hold `${env:NAME}`, `${file:PATH}` or `${cred:NAME}`
+(systemd's LoadCredential=); what these stand for, and every password, never appears in an error, a repr or a log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from edge_agent.payloads import PayloadLayout
 
 ID = re.compile(r"[a-z0-9_-]+")
 _SECRET_NAME = re.compile(r"pass|secret|token|pwd|credential", re.IGNORECASE)
-_REFERENCE = re.compile(r"\$\{(env|file):([^}]*)\}")
+_REFERENCE = re.compile(r"\$\{(env|file|cred):([^}]*)\}")
+_REFERENCES = "${env:NAME}, ${file:PATH} or ${cred:NAME}"
 #: The largest message MQTT can carry.
 MAX_MQTT_BYTES = 268_435_455
 
@@ -100,6 +101,7 @@ class SensorConfig:
     policy: AlarmPolicy
     silent_after_s: float
     max_payload_bytes: int
+    max_messages_per_s: float | None = None
     regime: regimes.Spec | None = None
 
     @property
@@ -245,7 +247,7 @@ KEYS: dict[str, Key] = {
     "mqtt.host": Key(_text("a host name or address"), "localhost"),
     "mqtt.port": Key(_number(1, 65535, whole=True), 1883),
     "mqtt.username": Key(_text("text")),
-    "mqtt.password": Key(_text("text, ${env:NAME} or ${file:PATH}")),
+    "mqtt.password": Key(_text(f"text, {_REFERENCES}")),
     "mqtt.client_id": Key(_text("text")),
     "mqtt.protocol": Key(_choice("5", "3.1.1"), "5"),
     "mqtt.tls.ca": Key(_text("a path")),
@@ -287,6 +289,7 @@ KEYS: dict[str, Key] = {
     "sensors.*.regime.clusters": Key(_number(2, 8, "clusters", whole=True)),
     "sensors.*.silent_after_s": Key(_number(0, 1e6, "s", above=True), 60.0),
     "sensors.*.max_payload_bytes": Key(_number(1, MAX_MQTT_BYTES, "bytes", whole=True), 1 << 20),
+    "sensors.*.max_messages_per_s": Key(_number(0, 1e6, "a second", above=True)),
 }
 
 #: Ways to say the same thing: a sensor that uses one drops what `defaults` say in the other.
@@ -300,7 +303,7 @@ _ALTERNATIVES = (
 def load(path: Path, *, secrets: bool = True) -> Config:
     """Read and parse the file; raises ConfigError with every mistake.
 
-    secrets : False leaves `${env:X}` and `${file:X}` as they stand, for commands that never connect
+    secrets : False leaves `${env:X}` and its like as they stand, for commands that never connect
     """
     try:
         text = path.read_text("utf-8")
@@ -327,7 +330,7 @@ def parse(
 
     path      : where the text stands; relative paths resolve from its folder
     env       : for `${env:X}`; None leaves references to secrets as they stand
-    read_file : for `${file:X}`; its errors (OSError, UnicodeDecodeError) become mistakes
+    read_file : for `${file:X}` and `${cred:X}`; its errors (OSError, UnicodeDecodeError) become mistakes
     hostname  : the default of agent.id, made an id
     """
     parser = _Parser(path, env, read_file)
@@ -530,6 +533,7 @@ class _Parser:
             silent_after_s=v["silent_after_s"],
             max_payload_bytes=v["max_payload_bytes"],
             regime=regime,
+            max_messages_per_s=v["max_messages_per_s"],
         )
 
     def regime(self, where: str, v: dict[str, Any], base: str) -> regimes.Spec | None:
@@ -644,7 +648,7 @@ class _Parser:
             try:
                 meant = _REFERENCE.sub(self._secret, value)
                 if "${" in _REFERENCE.sub("", value):
-                    raise _Wrong("${env:NAME} or ${file:PATH}")
+                    raise _Wrong(_REFERENCES)
             except _Wrong as wrong:
                 self.wrong(where, value, str(wrong))
                 return _BAD
@@ -665,13 +669,24 @@ class _Parser:
             if self.env is None or name not in self.env:
                 raise _Wrong(f"the environment variable {name}, which is not set")
             return self.env[name]
-        file = self.resolve(name)
+        file = self._credential(name) if kind == "cred" else self.resolve(name)
         try:
             return self.read_file(file).strip()
         except OSError as error:
             raise _Wrong(f"a readable file {file} ({error.strerror or 'cannot be read'})") from None
         except UnicodeDecodeError:
             raise _Wrong(f"text in UTF-8 in {file}") from None
+
+    def _credential(self, name: str) -> Path:
+        if not name or "/" in name or name in (".", ".."):
+            raise _Wrong("the plain name of a credential, as in LoadCredential=NAME:PATH")
+        folder = (self.env or {}).get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise _Wrong(
+                f"the credential {name}, but CREDENTIALS_DIRECTORY is not set: systemd sets it for a service with "
+                f"LoadCredential={name}:PATH"
+            )
+        return Path(folder) / name
 
     def resolve(self, path: str) -> Path:
         return Path(os.path.normpath(self.path.parent / Path(path).expanduser()))

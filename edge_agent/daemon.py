@@ -24,7 +24,7 @@ from edge_agent import __version__, host, pipeline, store
 from edge_agent.assemble import assemble, load, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
-from edge_agent.inbox import Inbox, OperatingValue
+from edge_agent.inbox import Bucket, Inbox, OperatingValue
 from edge_agent.keeper import Keeper
 from edge_agent.pipeline import Pipeline
 from edge_agent.signals import rfc3339
@@ -64,6 +64,7 @@ class Daemon:
         self.inbox = Inbox(config.sensors)
         self._routes = _routes(config)
         self._regimes = _regimes(config)
+        self._buckets = _buckets(config, {})
         self._commands = f"{self._base}/cmd/"
         self._reload: list[Callable[[bool, str], None]] = []
         self._health_due = False
@@ -204,6 +205,12 @@ class Daemon:
                 self.worker.dropped(
                     sensor, "retained", "a retained message is old by an unknown time; publish without retain"
                 )
+            elif (bucket := self._buckets.get(sensor)) is not None and not bucket.take(self._monotonic()):
+                self.worker.dropped(
+                    sensor,
+                    "rate_limited",
+                    f"more than max_messages_per_s ({bucket.rate:g}) for longer than a burst; is the sensor well?",
+                )
             elif evicted := self.inbox.put(sensor, payload, received):
                 self.worker.dropped(
                     sensor, "overflow", "messages come faster than they can be scored; the oldest go", evicted
@@ -246,6 +253,7 @@ class Daemon:
                 time.sleep(0.01)
             self.inbox.watch(config.sensors)
             self._routes, self._regimes = new_routes, new_regimes
+            self._buckets = _buckets(config, self._buckets)
             self._transport.subscribe(self._subscriptions())
             self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
             note = "" if fixed else "; changes of agent, mqtt and database take effect with a restart"
@@ -327,6 +335,16 @@ def _regimes(config: Config) -> dict[str, tuple[str, ...]]:
         if sensor.regime_topic is not None:
             routes[sensor.regime_topic] = (*routes.get(sensor.regime_topic, ()), sensor.id)
     return routes
+
+
+def _buckets(config: Config, old: dict[str, Bucket]) -> dict[str, Bucket]:
+    """One for each sensor with a limit; one whose rate stays the same goes on as it is."""
+    rates = {name: sensor.max_messages_per_s for name, sensor in config.sensors.items()}
+    return {
+        name: kept if (kept := old.get(name)) is not None and kept.rate == rate else Bucket(rate)
+        for name, rate in rates.items()
+        if rate is not None
+    }
 
 
 def _client_id(config: Config) -> str:

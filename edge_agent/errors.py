@@ -59,6 +59,7 @@ DROP_REASONS = (
     "duplicate",
     "late",
     "overflow",
+    "rate_limited",
 )
 
 

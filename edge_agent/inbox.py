@@ -19,6 +19,8 @@ MAX_BYTES = 8 << 20
 #: Commands waiting; a person does not send that many.
 MAX_CALLS = 64
 
+#: What passes a sensor's `max_messages_per_s` at once: so many seconds' worth, at least so many messages.
+BURST_S, MIN_BURST = 10.0, 10.0
 
 
 class OperatingValue(bytes):
@@ -28,6 +30,29 @@ class OperatingValue(bytes):
 #: (sensor, payload, receipt time in s)
 Item = tuple[str, bytes, float]
 Call = Callable[[], None]
+
+
+class Bucket:
+    """A token bucket: `rate` messages a second pass for ever, and bursts of `BURST_S` worth of them.
+
+    take(now) takes one token where there is one. now: any clock in s; one that goes back gives nothing and takes
+    nothing.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.size = rate, max(MIN_BURST, rate * BURST_S)
+        self._tokens = self.size
+        self._at: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Whether a message that comes now may pass."""
+        since = 0.0 if self._at is None else max(0.0, now - self._at)
+        self._at = now
+        self._tokens = min(self.size, self._tokens + since * self.rate)
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
 
 
 class _Queue:

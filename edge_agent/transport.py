@@ -321,7 +321,11 @@ class MqttTransport:
         if self._other_version:
             return
         if code is None:
-            self._lost("it closed the connection without an answer: is it an MQTT broker, with or without TLS?")
+            ours = self._mqtt.tls is not None
+            self._lost(
+                "it closed the connection without an answer: is it an MQTT broker, with or without TLS?"
+                + (" Does it want a client certificate, or refuse ours (mqtt.tls.cert)?" if ours else "")
+            )
         else:
             self._lost(f"it refuses us: {code}; {_refusal_hint(code.value)}", refused=True)
 
@@ -432,9 +436,26 @@ def tool(mqtt: MqttConfig, name: str, on_message: Handler, **hooks: Any) -> Mqtt
     return MqttTransport(mqtt, client_id, on_message=on_message, clean=True, **hooks)
 
 
+_ISSUER = "is signed by an authority that is not trusted", "mqtt.tls.ca must name the authority that signed it"
+_SELF_SIGNED = "is self-signed", "have it signed by the authority in mqtt.tls.ca, or name the broker's own authority there"
+_HOST = "is for another host", "mqtt.host must be a name or address that the certificate was made for"
+#: What OpenSSL's verification codes (X509_V_ERR_...) mean for a person: what is wrong, how to mend it.
+_CERTIFICATE = {
+    9: ("is not valid yet", "is this device's clock right? A board without a battery starts in the past"),
+    10: ("has expired", "renew the broker's certificate; or this device's clock is wrong"),
+    18: _SELF_SIGNED,
+    19: _SELF_SIGNED,
+    20: _ISSUER,
+    21: _ISSUER,
+    62: _HOST,
+    64: _HOST,
+}
+
+
 def _explain(error: Exception, mqtt: MqttConfig) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message}): check mqtt.tls.ca and mqtt.host"
+        what, mend = _CERTIFICATE.get(error.verify_code, ("is not trusted", "check mqtt.tls.ca and mqtt.host"))
+        return f"its certificate {what} ({error.verify_message}): {mend}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed ({error.reason or error}): check mqtt.port and mqtt.tls"
     if isinstance(error, socket.gaierror):

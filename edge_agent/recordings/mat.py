@@ -49,6 +49,8 @@ def read(path: Path, ask: Ask) -> Iterator[Recording]:
             try:
                 arrays = io.loadmat(str(path), variable_names=names)
                 frames = np.stack([np.ravel(arrays[name]) for name in names], axis=-1)
+                if frames.dtype.kind not in "iuf":
+                    raise TypeError(f"{', '.join(names)} hold {frames.dtype}, expected numbers")
             except Exception as error:
                 raise RecordingError(f"{path}: is damaged: {error}") from error
             return _common.seconds(frames, keep, fs_hz)
