@@ -228,6 +228,7 @@ def test_the_page_shows_what_was_found(found: dict[str, tuple[str, ...]]) -> Non
     page = ROOT / "docs" / "security.md"
     begin, end = "<!-- broker-matrix:begin -->\n", "\n<!-- broker-matrix:end -->"
     text = page.read_text("utf-8")
+    assert text.count(begin) == text.count(end) == 1
     before, _, rest = text.partition(begin)
     shown, _, after = rest.partition(end)
     if os.environ.get("WRITE_DOCS"):
