@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_agent import bundle as bundles
-from edge_agent import drift, thresholds
+from edge_agent import drift, installed, thresholds
 from edge_agent.bundle import Bundle
 from edge_agent.config import Config, SensorConfig, ThresholdOverride, WindowOverride
 from edge_agent.config import load as load_config
 from edge_agent.errors import BundleError, ConfigError, Problem
 from edge_agent.pipeline import Identity, Pipeline
+from edge_agent.signing import Verifier
 from edge_agent.thresholds import Threshold
 from edge_agent.windowing import WindowSpec
 
@@ -67,14 +68,25 @@ def check(path: Path) -> tuple[Problem, ...]:
     return ()
 
 
+def candidate(config: Config, sensor: str, path: Path) -> Pipeline:
+    """The sensor's pipeline with the bundle in `path` in place of its own; raises ConfigError where it cannot use it."""
+    built = _pipeline(config.agent_id, config.sensors[sensor], {}, path)
+    if isinstance(built, Pipeline):
+        return built
+    raise ConfigError(str(config.path), built)
+
+
 def _pipeline(
-    agent_id: str, sensor: SensorConfig, cache: dict[tuple[Path, str | None], Bundle | BundleError]
+    agent_id: str,
+    sensor: SensorConfig,
+    cache: dict[tuple[Path, str | None], Bundle | BundleError],
+    instead: Path | None = None,
 ) -> Pipeline | list[Problem]:
-    where = f"sensors.{sensor.id}"
+    where, model = f"sensors.{sensor.id}", instead or installed.model_of(sensor)
     try:
-        bundle = _load(sensor, cache)
+        bundle = _load(sensor, model, cache)
     except BundleError as error:
-        return [Problem(f"{where}.model", str(sensor.model), f"a bundle this agent can use; {error}")]
+        return [Problem(f"{where}.model", str(model), f"a bundle this agent can use; {error}")]
     problems: list[Problem] = []
     spec = bundle.manifest.features
     if not bundles.same_rate(spec.fs_hz, sensor.fs_hz):
@@ -128,13 +140,14 @@ def _pipeline(
     )
 
 
-def _load(sensor: SensorConfig, cache: dict[tuple[Path, str | None], Bundle | BundleError]) -> Bundle:
+def _load(sensor: SensorConfig, model: Path, cache: dict[tuple[Path, str | None], Bundle | BundleError]) -> Bundle:
     # Where the bundle knows no machines apart, all sensors share one model in memory.
-    machine = sensor.machine if sensor.machine in bundles.read_manifest(sensor.model).classes else None
-    key = sensor.model, machine
+    verifier = None if sensor.public_key is None else Verifier(sensor.public_key)
+    machine = sensor.machine if sensor.machine in bundles.read_manifest(model, verifier).classes else None
+    key = model, machine
     if key not in cache:
         try:
-            cache[key] = bundles.load(sensor.model, machine)
+            cache[key] = bundles.load(model, machine, verifier=verifier)
         except BundleError as error:
             cache[key] = error
     found = cache[key]

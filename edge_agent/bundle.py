@@ -9,7 +9,8 @@
                                     scores (m,): re-scored at start-up on the device's own runtime
                   CARD.md           for people
 
-The sha256 of every file is checked before a byte of it is interpreted.
+The sha256 of every file is checked before a byte of it is interpreted; where a key is given, the signature of
+bundle.json (`bundle.sig`, see `signing`) before that.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from edge_agent.inference import TFLiteModel
 from edge_agent.pipeline import Judge, no_model
 from edge_agent.scoring import ScoreRule
 from edge_agent.signals import F32, F64
+from edge_agent.signing import Verifier
 from edge_agent.thresholds import Threshold
 
 SCHEMA = 1
@@ -98,19 +100,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, verifier: Verifier | None = None) -> Manifest:
     """Parse bundle.json of the folder; raises BundleError naming the field."""
-    return _manifest(path, _read(path, "bundle.json"))
+    return _manifest(path, _trusted(path, verifier))
 
 
-def load(path: Path, machine: str | None = None, *, golden: bool = True) -> Bundle:
-    """Read a bundle and verify it: hashes, operators, shapes, golden windows.
+def load(
+    path: Path, machine: str | None = None, *, golden: bool = True, verifier: Verifier | None = None
+) -> Bundle:
+    """Read a bundle and verify it: signature, hashes, operators, shapes, golden windows.
 
-    machine : where it is one of the bundle's classes, the score is that machine's log-odds and the
-              limit is that machine's.
+    verifier : a public key, without whose signature nothing of the bundle is interpreted
+    machine  : where it is one of the bundle's classes, the score is that machine's log-odds and the
+               limit is that machine's.
     Raises BundleError with the path, what is wrong and how to mend it.
     """
-    text = _read(path, "bundle.json")
+    text = _trusted(path, verifier)
     manifest = _manifest(path, text)
     files = _verified_files(path, manifest)
     try:
@@ -340,6 +345,14 @@ def _manifest(path: Path, text: bytes) -> Manifest:
             f"{', '.join(GOLDEN_TOLERANCE)}"
         )
     return manifest
+
+
+def _trusted(path: Path, verifier: Verifier | None) -> bytes:
+    """The bytes of bundle.json, read once; with a key only where it has signed them."""
+    text = _read(path, "bundle.json")
+    if verifier is not None:
+        verifier.verify(path, text)
+    return text
 
 
 def _verified_files(path: Path, manifest: Manifest) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,11 @@ class ThresholdOverride:
 
 @dataclass(frozen=True)
 class SensorConfig:
-    """One sensor; `model` is the bundle's folder."""
+    """One sensor; `model` is the bundle's folder.
+
+    public_key : the key that must have signed its bundles; None asks for no signature
+    store      : where bundles are installed, one of which may stand in for `model`
+    """
 
     id: str
     topic: str
@@ -103,6 +107,8 @@ class SensorConfig:
     max_payload_bytes: int
     max_messages_per_s: float | None = None
     regime: regimes.Spec | None = None
+    public_key: Path | None = None
+    store: Path | None = None
 
     @property
     def regime_topic(self) -> str | None:
@@ -255,6 +261,7 @@ KEYS: dict[str, Key] = {
     "mqtt.tls.key": Key(_text("a path")),
     "mqtt.base": Key(_topic),
     "database": Key(_text("a path"), required="the path of the database file, such as data/edge-agent.db"),
+    "bundles.public_key": Key(_text("a path")),
     "health_every_s": Key(_number(1, 3600, "s"), 60.0),
     "sensors.*.topic": Key(_topic, required="the topic the sensor publishes to"),
     "sensors.*.payload.format": Key(
@@ -443,7 +450,13 @@ class _Parser:
         if mqtt.password is not None and mqtt.username is None:
             self.wrong("mqtt.username", None, "a name to go with mqtt.password")
         sensors = self.sensors(tree, base)
-        self.readable = tuple(sensors.values())
+        key = top.get("bundles.public_key")
+        key_file = None if key is None else self.resolve(key)
+        store = None if top.get("database") is None else self.resolve(top["database"]).with_name("bundles")
+        sensors = {name: replace(s, public_key=key_file, store=store) for name, s in sensors.items()}
+        if not any(problem.where.startswith("bundles") for problem in self.problems):
+            # Else it is not known whose bundles may be looked into.
+            self.readable = tuple(sensors.values())
         self.overlaps(sensors)
         if self.problems:
             return None

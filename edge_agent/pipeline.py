@@ -147,6 +147,7 @@ class PipelineState:
     operating : last value on the regime's topic
     notices   : how many were told; makes their identities differ
     known     : windows in a known regime since an unknown one was told of; None while none was
+    bundle    : sha256 of the bundle that scores; "" in states of before
     """
 
     windower: WindowerState
@@ -159,6 +160,7 @@ class PipelineState:
     operating: Operating | None = None
     notices: int = 0
     known: int | None = None
+    bundle: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Outcome:
 def initial(pipeline: Pipeline) -> PipelineState:
     """The state of a sensor never seen before."""
     width = len(pipeline.judge.features.names)
-    return PipelineState(windowing.initial(), np.zeros((0, width), np.float32))
+    return PipelineState(windowing.initial(), np.zeros((0, width), np.float32), bundle=pipeline.identity.sha256)
 
 
 def step(
@@ -425,7 +427,11 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
     if (learnt is not None and learnt.bundle != pipeline.identity.sha256) or not _scales_fit(state, fresh):
         # Scores of another network: neither the limit nor the votes mean anything here.
         state = _changed(state, commissioning.forget(state.commissioning, "the bundle has changed: commission again"))
-    return state
+    if state.bundle not in ("", pipeline.identity.sha256):
+        # Its features may be standardised otherwise: neither they nor the votes of its scores are mixed with new ones.
+        alarm = replace(state.alarm, ratios=(), raise_since=None, return_since=None)
+        state = replace(state, history=fresh.history, history_end=None, alarm=alarm, drift=Drift())
+    return replace(state, bundle=pipeline.identity.sha256)
 
 
 def load_alarm(blob: bytes) -> Alarm | None:

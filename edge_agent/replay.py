@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from edge_agent import bundle as bundles
-from edge_agent import payloads
+from edge_agent import installed, payloads
 from edge_agent.config import Config, SensorConfig
 from edge_agent.errors import BundleError, RecordingError, TransportError
 from edge_agent.inbox import MAX_MESSAGES
@@ -365,7 +365,7 @@ def _untimed_s(recordings: Iterator[Recording]) -> float:
 def _window_s(sensor: SensorConfig) -> float:
     """Seconds from one score to the next at most: the window and its hop."""
     try:
-        spec = bundles.read_manifest(sensor.model).features
+        spec = bundles.read_manifest(installed.model_of(sensor)).features
     except BundleError:
         return 10.0  # replay needs no bundle: it may run on another computer than the agent
     given = sensor.window

@@ -1,4 +1,4 @@
-"""`edge-trainer fit | staged | evaluate | report`: thin calls into the library.
+"""`edge-trainer fit | staged | evaluate | report | sign | keygen`: thin calls into the library.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 well, 1 failed, 2 usage, 78 bad recipe.
 """
@@ -163,7 +163,39 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, required=True, metavar="FILE.html", help="the page to write"
     )
     report.set_defaults(run=_report)
+    sign = commands.add_parser(
+        "sign",
+        help="sign a bundle, so that agents with the public key accept it",
+        description="Verify a bundle and write bundle.sig: an Ed25519 signature over bundle.json, which holds the sha256 of "
+        "every other file (docs/security.md). Training it again takes the signature away.",
+    )
+    sign.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder that fit wrote")
+    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="private key that keygen wrote (PEM)")
+    sign.set_defaults(run=_sign)
+    keygen = commands.add_parser("keygen", help="make a pair of keys for sign", description="Make a pair of Ed25519 keys.")
+    keygen.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="NAME",
+        help="writes NAME.key, which signs and stays with you, and NAME.pub, which agents verify with",
+    )  # fmt: skip
+    keygen.set_defaults(run=_keygen)
     return parser
+
+
+def _sign(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from edge_agent import bundle, signing
+
+    found = bundle.load(args.bundle)
+    print(f"{signing.sign(args.bundle, args.key)}: {found.manifest.name} {found.manifest.version}, sha256 {found.sha256}")
+    return OK
+
+
+def _keygen(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from edge_agent import signing
+
+    _make(args.output.parent)
+    private, public = signing.make_keys(args.output)
+    print(f"{private}: signs bundles; keep it to yourself\n{public}: for `bundles: {{public_key: …}}` of every agent")
+    return OK
 
 
 def _add_staged(commands: Any) -> None:
