@@ -59,6 +59,23 @@ def usable(config: Config) -> tuple[dict[str, Pipeline], dict[str, list[Problem]
     return pipelines, problems
 
 
+def shadows(config: Config) -> tuple[dict[str, Pipeline], dict[str, list[Problem]]]:
+    """Pipelines of the bundles that are scored beside, and what is wrong with those that cannot be; nothing is shared with
+    the live ones."""
+    pipelines: dict[str, Pipeline] = {}
+    problems: dict[str, list[Problem]] = {}
+    for sensor in config.sensors.values():
+        path = installed.shadow_of(sensor)
+        if path is None:
+            continue
+        built = _pipeline(config.agent_id, sensor, {}, path)
+        if isinstance(built, Pipeline):
+            pipelines[sensor.id] = built
+        else:
+            problems[sensor.id] = built
+    return pipelines, problems
+
+
 def check(path: Path) -> tuple[Problem, ...]:
     """Every mistake of a configuration file and of the bundles it names; empty where all is well."""
     try:
@@ -69,11 +86,11 @@ def check(path: Path) -> tuple[Problem, ...]:
 
 
 def candidate(config: Config, sensor: str, path: Path) -> Pipeline:
-    """The sensor's pipeline with the bundle in `path` in place of its own; raises ConfigError where it cannot use it."""
+    """The sensor's pipeline with the bundle in `path` in place of its own; raises BundleError where it cannot use it."""
     built = _pipeline(config.agent_id, config.sensors[sensor], {}, path)
     if isinstance(built, Pipeline):
         return built
-    raise ConfigError(str(config.path), built)
+    raise BundleError("\n".join(str(problem) for problem in built))
 
 
 def _pipeline(

@@ -239,6 +239,80 @@ def _command(a: argparse.Namespace) -> int:
     return WELL if ok else FAILED
 
 
+def _bundle_list(a: argparse.Namespace) -> int:
+    from edge_agent import bundle_commands
+    from edge_agent.config import load
+
+    found = bundle_commands.listing(load(a.config, secrets=False))
+    columns = _Columns(bundle=36, sha256=14, signature=12, sensors=20, shadow=0)
+    beside = _Columns(bundle=36, sensor=20, windows=8, agree=8, live_over=9, shadow_over=11, live_alarms=11, shadow_alarms=0)
+    for row in found:
+        shown = row if a.json else {**row, "sha256": row["sha256"] and row["sha256"][:12]}
+        _row(a.json, columns, shown, alert=row["problem"] is not None)
+        if row["problem"] is not None:
+            _say(row["problem"])
+    if not a.json and any(row["comparisons"] for row in found):
+        print()
+        for row in found:
+            for comparison in row["comparisons"]:
+                beside.print({"bundle": row["bundle"], **comparison}, alert=False)
+    return FAILED if any(row["problem"] is not None for row in found) else WELL
+
+
+def _bundle_verify(a: argparse.Namespace) -> int:
+    from edge_agent import bundle_commands, installed
+    from edge_agent.config import load
+
+    key, source = a.key, a.bundle
+    alone = Path(source).exists() and a.config == Path("config.yaml") and not a.config.exists()
+    if not alone and (key is None or not Path(source).exists()):
+        config = load(a.config, secrets=False)
+        key = key or next(iter(config.sensors.values())).public_key
+        if not Path(source).exists():
+            store = bundle_commands.store_of(config)
+            source = store / installed.find(store, source)
+    bundle = bundle_commands.verify(Path(source), bundle_commands.verifier_of(key))
+    m = bundle.manifest
+    if a.json:
+        _line({"ok": True, "path": str(bundle.path), "name": m.name, "version": m.version, "sha256": bundle.sha256,
+               "signature": "not checked" if key is None else "good"})  # fmt: skip
+    else:
+        signed = "signature not checked (no public key)" if key is None else "signature good"
+        print(f"{bundle.path}: {m.name} {m.version}: {signed}, files as hashed, golden windows score as they should")
+    return WELL
+
+
+def _bundle_install(a: argparse.Namespace) -> int:
+    from edge_agent import bundle_commands
+    from edge_agent.config import load
+
+    label, bundle, new = bundle_commands.install(load(a.config, secrets=False), a.path)
+    if a.json:
+        _line({"bundle": label, "path": str(bundle.path), "sha256": bundle.sha256, "new": new})
+    else:
+        print(f"{label}: {'installed' if new else 'was installed already'} in {bundle.path}")
+    return WELL
+
+
+def _bundle_change(a: argparse.Namespace) -> int:
+    from edge_agent import bundle_commands
+    from edge_agent.config import load
+
+    config = load(a.config)
+    _known_sensor(config, a.sensor)
+    if a.what == "activate":
+        ok, message = bundle_commands.activate(config, a.sensor, a.bundle, shadow=a.shadow)
+    else:
+        ok, message = bundle_commands.rollback(config, a.sensor, shadow=a.shadow)
+    if a.json:
+        _line({"ok": ok, "message": message})
+    elif ok:
+        print(message)
+    if not ok:
+        _say(message)
+    return WELL if ok else FAILED
+
+
 def _demo(a: argparse.Namespace) -> int:
     from edge_agent import demo
 
@@ -475,6 +549,7 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--by", metavar="NAME", help="who says so")
         p.add_argument("--why", metavar="TEXT", help="and why")
 
+    _add_bundle(commands)
     p = add("demo", _demo, "broker, simulated machine and agent in one; ends by itself", config=False)
     p.add_argument("--port", type=int, metavar="N", help="where the broker listens (a free one)")
     p.add_argument("--no-fault", action="store_true", help="the machine stays healthy")
@@ -482,3 +557,33 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("simulate", help="write simulated recordings: sound, vibration, life")
     return parser
+
+
+def _add_bundle(commands: Any) -> None:
+    group = commands.add_parser(
+        "bundle",
+        help="install bundles, try them beside, activate them, go back",
+        description="Bundles installed beside the database, and which of them each sensor uses (docs/security.md).",
+    )
+    actions = group.add_subparsers(metavar="ACTION", required=True, help="what to do with bundles")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        p: argparse.ArgumentParser = actions.add_parser(name, help=help_text, description=help_text)
+        p.set_defaults(run=run, what=name)
+        p.add_argument("-c", "--config", type=Path, default=Path("config.yaml"), help="configuration (config.yaml)")
+        p.add_argument("--json", action="store_true", help="JSON Lines on stdout")
+        return p
+
+    add("list", _bundle_list, "what is installed, what each sensor uses, how shadow runs compare")
+    p = add("verify", _bundle_verify, "signature, hashes and golden windows, on this machine")
+    p.add_argument("bundle", metavar="PATH|NAME[/VERSION]", help="a folder, an archive, or an installed bundle")
+    p.add_argument("--key", type=Path, metavar="FILE", help="public key (the configuration's bundles.public_key)")
+    p = add("install", _bundle_install, "verify a bundle and copy it beside the database")
+    p.add_argument("path", type=Path, metavar="PATH", help="a folder, .tar, .tar.gz or .zip")
+    p = add("activate", _bundle_change, "have a sensor use an installed bundle")
+    p.add_argument("sensor", metavar="SENSOR", help="its id in the configuration")
+    p.add_argument("bundle", metavar="NAME[/VERSION]", help="an installed bundle")
+    p.add_argument("--shadow", action="store_true", help="only score it beside: rows in shadow_scores, no alarms")
+    p = add("rollback", _bundle_change, "go back to the bundle that the sensor used before")
+    p.add_argument("sensor", metavar="SENSOR", help="its id in the configuration")
+    p.add_argument("--shadow", action="store_true", help="only end the shadow run")

@@ -243,6 +243,7 @@ class Key:
     read: _Read
     default: Any = None
     required: str | None = None  # what is expected, where there is no default
+    literal: bool = False  # never a reference: commands that leave those as they stand must not miss it
 
 
 _ID_TEXT = "an id of small letters, digits, _ and -"
@@ -261,7 +262,7 @@ KEYS: dict[str, Key] = {
     "mqtt.tls.key": Key(_text("a path")),
     "mqtt.base": Key(_topic),
     "database": Key(_text("a path"), required="the path of the database file, such as data/edge-agent.db"),
-    "bundles.public_key": Key(_text("a path")),
+    "bundles.public_key": Key(_text("a path, written out", re.compile(r"[^$]+")), literal=True),
     "health_every_s": Key(_number(1, 3600, "s"), 60.0),
     "sensors.*.topic": Key(_topic, required="the topic the sensor publishes to"),
     "sensors.*.payload.format": Key(
@@ -655,7 +656,7 @@ class _Parser:
 
     def _value(self, key: Key, value: Any, where: str) -> Any:
         meant = value
-        if isinstance(value, str) and "${" in value:
+        if isinstance(value, str) and "${" in value and not key.literal:
             if self.env is None:
                 return key.default
             try:

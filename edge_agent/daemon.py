@@ -21,7 +21,7 @@ from typing import IO, Any
 import msgspec
 
 from edge_agent import __version__, host, pipeline, store
-from edge_agent.assemble import assemble, load, usable
+from edge_agent.assemble import assemble, load, shadows, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
 from edge_agent.inbox import Bucket, Inbox, OperatingValue
@@ -129,6 +129,7 @@ class Daemon:
             monotonic=self._monotonic,
             on_reload=self.request_reload,
         )
+        self.worker.set_shadows(_shadows(config))
         for sensor in sensors:
             self._keeper.announce(sensor.config.id, self.worker.state_message(sensor))
         self._started = self._reported = now
@@ -234,8 +235,10 @@ class Daemon:
         host.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config, pipelines = self._reloader() if self._reloader else (self.config, self._pipelines)
-        except EdgeAgentError as error:
-            log.error("reload refused, the old configuration goes on: %s", error)
+        except Exception as error:
+            # Whatever a file or a bundle does to its reader: what runs goes on.
+            unforeseen = None if isinstance(error, EdgeAgentError) else error
+            log.error("reload refused, the old configuration goes on: %s", error, exc_info=unforeseen)
             outcome = False, f"refused, the old configuration goes on: {error}"
         else:
             old = self.config
@@ -245,9 +248,14 @@ class Daemon:
             # Both old and new sensors are known while the worker changes over.
             self.inbox.watch([*old.sensors, *config.sensors])
             said: list[str] = []
-            done = self.inbox.call(
-                lambda: said.append(self.worker.replace_sensors(config.sensors, pipelines))
-            )
+            beside = _shadows(config)
+
+            def take_over() -> None:
+                changes = self.worker.replace_sensors(config.sensors, pipelines)
+                self.worker.set_shadows(beside)
+                said.append(changes)
+
+            done = self.inbox.call(take_over)
             deadline = time.monotonic() + DRAIN_S
             while done and not said and self.worker.alive() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -345,6 +353,19 @@ def _buckets(config: Config, old: dict[str, Bucket]) -> dict[str, Bucket]:
         for name, rate in rates.items()
         if rate is not None
     }
+
+
+def _shadows(config: Config) -> dict[str, Pipeline]:
+    """What is to be scored beside; whatever is wrong there costs that run only."""
+    try:
+        pipelines, problems = shadows(config)
+    except Exception:
+        log.exception("bundles to be scored beside cannot be loaded; what is live goes on")
+        return {}
+    for name, found in problems.items():
+        for problem in found:
+            log.error("%s: no bundle is scored beside: %s", name, problem)
+    return pipelines
 
 
 def _client_id(config: Config) -> str:

@@ -188,7 +188,7 @@ def install(source: Path, store: Path, verifier: Verifier | None) -> tuple[str, 
             shutil.rmtree(stale, ignore_errors=True)
         incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=store))
         try:
-            _unpack(source, incoming)
+            unpack(source, incoming)
             bundle = bundles.load(incoming, verifier=verifier)
             manifest = bundle.manifest
             for what in (manifest.name, manifest.version):
@@ -231,7 +231,7 @@ def _same(target: Path, label: str, bundle: Bundle) -> None:
 # ---------------------------------------------------------------- unpacking what nobody vouches for yet
 
 
-def _unpack(source: Path, into: Path) -> None:
+def unpack(source: Path, into: Path) -> None:
     """The plain files of a folder or archive, flat; raises BundleError for anything that is not a bundle's."""
     try:
         if source.is_dir():
@@ -242,7 +242,9 @@ def _unpack(source: Path, into: Path) -> None:
             raise BundleError(f"{source}: is not there; expected a bundle: a folder, .tar, .tar.gz or .zip")
         if source.stat().st_size > MAX_BYTES:
             raise BundleError(f"{source}: has {source.stat().st_size} bytes; expected at most {MAX_BYTES}")
-        if zipfile.is_zipfile(source):
+        with source.open("rb") as file:
+            is_zip = file.read(2) == b"PK"  # zipfile.is_zipfile also finds the .npz inside a .tar
+        if is_zip:
             with zipfile.ZipFile(source) as archive:
                 _copy(_of_zip(archive, source), source, into)
             return

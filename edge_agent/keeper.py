@@ -16,14 +16,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent import pipeline
 from edge_agent.errors import StoreError
 from edge_agent.pipeline import Measured, PipelineState
-from edge_agent.store import EventRow, OutboxRow, Record, Store
+from edge_agent.store import EventRow, OutboxRow, Record, ShadowRow, Store
 from edge_agent.transport import Token, Transport
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Keeper:
         self._requests: deque[tuple[dict[str, Any], Callable[[bool, str], Answer]]] = deque()
         self._urgent = self._reconnected = self._lost = self._stopping = False
         self._shed = 0
+        self._shadow: deque[ShadowRow] = deque(maxlen=MAX_ROWS)
         self.stats = Stats()
         # Only the keeper's own thread touches what follows.
         self._in_flight: dict[Token, int] = {}
@@ -131,6 +132,11 @@ class Keeper:
             if events or answers:
                 self._urgent = True
                 self._wake.notify()
+
+    def put_shadow(self, rows: Iterable[ShadowRow]) -> None:
+        """Rows of bundles that are scored beside: written with the next commit, the oldest lost where the disk stalls."""
+        with self._lock:
+            self._shadow.extend(rows)
 
     def announce(self, sensor: str, message: Answer) -> None:
         """A state that is on record already (at start): publish it on every connect."""
@@ -265,6 +271,19 @@ class Keeper:
                 with self._lock:
                     self._announced[sensor] = pending.announce
                 self._transport.publish(*pending.announce, qos=1, retain=True)
+        self._commit_shadow()
+
+    def _commit_shadow(self) -> None:
+        with self._lock:
+            rows = list(self._shadow)
+        if not rows:
+            return
+        self._store.write_shadow(rows)
+        with self._lock:
+            # What came meanwhile stays; where that filled the buffer, its oldest rows are gone already.
+            for row in rows:
+                if self._shadow and self._shadow[0] is row:
+                    self._shadow.popleft()
 
     def _put_back(self, batch: dict[str, _Pending]) -> None:
         for sensor, old in batch.items():

@@ -154,3 +154,28 @@ def _last(db: Database, alarm_id: str) -> dict[str, Any]:
     query = "SELECT type, state, ts FROM events WHERE alarm_id = ? ORDER BY rowid DESC LIMIT 1"
     row: dict[str, Any] = next(db.query(query, [alarm_id]))
     return row
+
+
+def shadow_runs(path: Path, bundle: str) -> list[dict[str, Any]]:
+    """One entry a sensor beside which `bundle` (NAME/VERSION) was scored: windows that both have scored, how many of them
+    each has at or above its limit, on how many they agree, the largest ratio of each, and the alarms each began.
+    """
+    with reading(path) as db:
+        return list(
+            db.query(
+                """
+                SELECT b.sensor, min(b.ts) AS since, max(b.ts) AS until, count(*) AS windows,
+                       sum(live.ratio >= 1) AS live_over, sum(b.ratio >= 1) AS shadow_over,
+                       sum((live.ratio >= 1) = (b.ratio >= 1)) AS agree,
+                       max(live.ratio) AS live_max_ratio, max(b.ratio) AS shadow_max_ratio,
+                       (SELECT count(*) FROM events AS e WHERE e.sensor = b.sensor AND e.type = 'new'
+                         AND e.ts BETWEEN min(b.ts) AND max(b.ts)) AS live_alarms,
+                       (SELECT count(*) FROM shadow_scores AS n WHERE n.sensor = b.sensor AND n.bundle = b.bundle
+                         AND n.event = 'new') AS shadow_alarms
+                FROM shadow_scores AS b JOIN scores AS live ON live.sensor = b.sensor AND live.ts = b.ts
+                WHERE b.bundle = ? AND b.ratio IS NOT NULL AND live.ratio IS NOT NULL
+                GROUP BY b.sensor ORDER BY b.sensor
+                """,
+                [bundle],
+            )
+        )

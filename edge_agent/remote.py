@@ -26,6 +26,17 @@ def command(
 
     Raises TransportError where the broker cannot be reached.
     """
+    answer = ask(config, name, {"sensor": sensor, "by": by, "why": why, "for_s": for_s, **more}, timeout_s)
+    if answer is None:
+        where = f"{config.mqtt.host}:{config.mqtt.port}"
+        return False, (
+            f"no answer within {timeout_s:g} s: is the agent {config.agent_id!r} running on the broker {where}?"
+        )
+    return answer
+
+
+def ask(config: Config, name: str, fields: dict[str, Any], timeout_s: float) -> tuple[bool, str] | None:
+    """The same with any fields; None where no answer came within the time."""
     base = config.mqtt.base
     request_id = secrets.token_hex(8)
     answers: list[dict[str, Any]] = []
@@ -37,7 +48,7 @@ def command(
             answers.append(answer)
             answered.set()
 
-    asked = {"request_id": request_id, "sensor": sensor, "by": by, "why": why, "for_s": for_s, **more}
+    asked = {"request_id": request_id, **fields}
     transport = tool(config.mqtt, "command", on_message)
     transport.subscribe([f"{base}/cmd/{name}/result"])
     transport.start()
@@ -46,10 +57,7 @@ def command(
         payload = msgspec.json.encode({k: v for k, v in asked.items() if v is not None})
         transport.publish(f"{base}/cmd/{name}", payload, qos=1)
         if not answered.wait(timeout_s):
-            where = f"{config.mqtt.host}:{config.mqtt.port}"
-            return False, (
-                f"no answer within {timeout_s:g} s: is the agent {config.agent_id!r} running on the broker {where}?"
-            )
+            return None
     finally:
         transport.stop()
     return bool(answers[0].get("ok")), str(answers[0].get("message", ""))

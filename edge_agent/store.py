@@ -48,6 +48,9 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE scores ADD COLUMN reasons TEXT;
     ALTER TABLE scores ADD COLUMN regime TEXT;
+    CREATE TABLE shadow_scores(id INTEGER PRIMARY KEY, sensor TEXT, ts TEXT, bundle TEXT, score REAL, threshold REAL,
+                               ratio REAL, event TEXT);
+    CREATE INDEX shadow_scores_bundle ON shadow_scores(bundle, sensor, ts);
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -85,6 +88,19 @@ class Record:
     alarm: Alarm
     state: bytes | None
     t: float
+
+
+@dataclass(frozen=True)
+class ShadowRow:
+    """One window as a bundle scored it that runs beside. event: the type of what it would have told; None for nothing."""
+
+    sensor: str
+    end: float
+    bundle: str
+    score: float | None
+    threshold: float | None
+    ratio: float | None
+    event: str | None
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,18 @@ def lock(path: Path) -> IO[bytes]:
             f"{beside}: cannot be locked ({error.strerror}): put the database on a local disk"
         ) from error
     return file
+
+
+def in_use(path: Path) -> bool:
+    """Whether an agent holds the database; True also where that cannot be found out."""
+    try:
+        with path.with_name(path.name + ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 class Store:
@@ -172,6 +200,14 @@ class Store:
         with _errors(self.path, "written"), self._transaction() as db:
             for record in records:
                 self._write_one(db, record)
+
+    def write_shadow(self, rows: Sequence[ShadowRow]) -> None:
+        """Put down what bundles beside have scored; apart from all that is live."""
+        with _errors(self.path, "written"), self._transaction() as db:
+            db.executemany(
+                "INSERT INTO shadow_scores(sensor, ts, bundle, score, threshold, ratio, event) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(r.sensor, rfc3339(r.end), r.bundle, r.score, r.threshold, r.ratio, r.event) for r in rows],
+            )
 
     def load_state(self, sensor: str) -> bytes | None:
         """The sensor's last stored pipeline state."""
@@ -271,6 +307,7 @@ class Store:
                 if newest is not None:
                     cutoff = rfc3339(min(now_t, parse_time(newest)) - days * 86400.0)
                     deleted += self._delete("scores", "sensor = ? AND ts < ?", (sensor, cutoff))
+                    deleted += self._delete("shadow_scores", "sensor = ? AND ts < ?", (sensor, cutoff))
             cutoff = rfc3339(now_t - days * 86400.0)
             deleted += self._delete("outbox", "sent IS NOT NULL AND sent < ?", (cutoff,))
         return deleted

@@ -26,7 +26,7 @@ from edge_agent.inbox import Inbox, OperatingValue
 from edge_agent.keeper import Answer, Keeper
 from edge_agent.pipeline import Measured, Pipeline, PipelineState
 from edge_agent.signals import rfc3339
-from edge_agent.store import EventRow
+from edge_agent.store import EventRow, ShadowRow
 from edge_agent.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ BAD_IN_A_ROW = 3
 #: The retained state is refreshed at most this often.
 STATE_EVERY_S = 60.0
 TICK_S = 0.25
+#: Messages of a sensor that wait, beyond which no bundle is scored beside: the live one goes first.
+SHADOW_BACKLOG = 32
 #: Answers kept, so that a command delivered twice is carried out once.
 REMEMBERED_ANSWERS = 64
 
@@ -81,6 +83,20 @@ class Sensor:
 
 
 @dataclass
+class Shadow:
+    """A bundle that is scored beside a sensor's own, on the same messages; nothing of it leaves the device."""
+
+    pipeline: Pipeline
+    state: PipelineState
+    skipped: int = 0
+
+    @property
+    def label(self) -> str:
+        """NAME/VERSION"""
+        return f"{self.pipeline.identity.bundle}/{self.pipeline.identity.version}"
+
+
+@dataclass
 class Work:
     """How much the worker did since it was last asked."""
 
@@ -113,6 +129,7 @@ class Worker:
         self.crashed: BaseException | None = None
         self._work = Work()
         self._answers: OrderedDict[str | int, Answer] = OrderedDict()
+        self.shadows: dict[str, Shadow] = {}
         self._draining = threading.Event()
         self._ticked = float("-inf")
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -174,7 +191,45 @@ class Worker:
             self._tell(sensor, outcome, received)
         except Exception as error:  # noqa: BLE001 - a bug here must not stop the other sensors
             self._quarantine(sensor, error)
+        if name in self.shadows:
+            self._beside(sensor, self.shadows[name], payload, received)
         self._work.busy_s += self._monotonic() - began
+
+    # ---------------------------------------------------------------- bundles beside
+
+    def set_shadows(self, pipelines: Mapping[str, Pipeline]) -> None:
+        """What to score beside, by sensor (in the worker's thread, or before it starts); what runs already goes on."""
+        old, self.shadows = self.shadows, {}
+        for name, built in pipelines.items():
+            was = old.get(name)
+            if was is not None and was.pipeline.identity == built.identity and was.pipeline.window == built.window:
+                self.shadows[name] = replace(was, pipeline=built)
+            else:
+                self.shadows[name] = Shadow(built, pipeline.initial(built))
+                log.info("%s: %s is scored beside, without alarms", name, self.shadows[name].label)
+
+    def _beside(self, sensor: Sensor, shadow: Shadow, payload: bytes, received: float) -> None:
+        """One message through the other bundle, after all that is live was told; a failure ends that run only."""
+        name = sensor.config.id
+        try:
+            if self._inbox.depths().get(name, 0) > SHADOW_BACKLOG:
+                shadow.skipped += 1
+                if shadow.skipped == 1:
+                    log.warning("%s: messages wait; %s is not scored beside until they are worked off", name, shadow.label)
+                return
+            state = replace(shadow.state, operating=sensor.state.operating)
+            shadow.state, outcome = pipeline.step(shadow.pipeline, state, payload, received)
+            told = {i: tr.type for i, tr in outcome.transitions if tr.type in MACHINE}
+            self._keeper.put_shadow(
+                ShadowRow(name, m.end, shadow.label, m.score, m.threshold, m.ratio, told.get(i))
+                for i, m in enumerate(outcome.measured)
+            )
+        except Exception as error:
+            del self.shadows[name]
+            log.error(
+                "%s: %s, scored beside, failed (%s: %s) and is stopped; the sensor's own bundle goes on",
+                name, shadow.label, type(error).__name__, error, exc_info=error,
+            )  # fmt: skip
 
     def _tell(self, sensor: Sensor, outcome: pipeline.Outcome, received: float) -> None:
         name = sensor.config.id
