@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from typing import Any
 
 import certificates
 import pytest
+from agents import Process, message, write_plant
 from certificates import Issued
 from conftest import MOSQUITTO, Listener, free_port, mqtt_config, needs_mosquitto, until
 
+from edge_agent import cli
 from edge_agent.config import TlsConfig
 from edge_agent.errors import TransportError
 from edge_agent.transport import probe
@@ -235,6 +238,47 @@ def test_the_page_shows_what_was_found(found: dict[str, tuple[str, ...]]) -> Non
         page.write_text(before + begin + table + end + after, "utf-8")
         shown = table
     assert shown == table
+
+
+def test_a_whole_plant_works_with_these_rights(
+    plant: Plant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over TLS, each under its own login: a sensor's windows become an event that a reader sees and an operator
+    acknowledges; the device's own `edge-agent ack` is answered; killed, the agent is `offline` by its last will; and the
+    broker rejects nothing of what the agent says."""
+    login = plant.login("edge-01")
+    mqtt = {
+        "host": "localhost", "port": plant.ports["tls"], "username": "edge-01", "password": login["password"],
+        "tls": {"ca": str(plant.authority.pem)},
+    }  # fmt: skip
+    sensors = {"pump-1": {"topic": "plant/pump-1/waveform"}}
+    path = write_plant(tmp_path, plant.ports["tls"], sensors, agent={"id": "edge-01"}, mqtt=mqtt)
+    reader = _Client(plant, "reader")
+    pump, operator = (_Speaker(plant.ports["tls"], **plant.login(user)) for user in ("pump-1", "operator"))
+
+    def seen(*words: str) -> bool:
+        return any(all(word in text for word in words) for text in reader.heard)
+
+    process = Process(path)
+    try:
+        until(lambda: seen("online"), 30.0, "the agent")
+        for seq in range(5):
+            pump.say("plant/pump-1/waveform", message(seq, 1.5))
+        until(lambda: seen('"type":"new"', '"state":"UNACK"'), what="the event")
+        operator.say("edge/edge-01/cmd/ack", b'{"request_id": "r", "sensor": "pump-1", "by": "anna"}')
+        until(lambda: seen('"type":"update"', '"state":"ACKED"', '"by":"anna"'), what="the acknowledgement")
+        assert cli.main(["ack", "pump-1", "-c", str(path)]) == 1  # twice is refused, and that by the agent
+        assert "ACKED" in capsys.readouterr().err
+        process.end(signal.SIGKILL)
+        until(lambda: seen("offline"), what="the last will")
+    finally:
+        process.process.kill()
+        process.process.wait(10)
+        for client in (reader, pump, operator):
+            client.close()
+    assert "rejects" not in process.said()
+    assert "refuses" not in process.said()
+    assert str(login["password"]) not in process.said()
 
 
 @pytest.mark.parametrize("changes", [{"username": None, "password": None}, {"password": "wrong"}, {"username": "nobody"}])
