@@ -245,7 +245,9 @@ def _bundle_list(a: argparse.Namespace) -> int:
 
     found = bundle_commands.listing(load(a.config, secrets=False))
     columns = _Columns(bundle=36, sha256=14, signature=12, sensors=20, shadow=0)
-    beside = _Columns(bundle=36, sensor=20, windows=8, agree=8, live_over=9, shadow_over=11, live_alarms=11, shadow_alarms=0)
+    beside = _Columns(
+        bundle=36, sensor=20, compared=8, agree=8, live_over=9, shadow_over=11, live_alarms=11, shadow_alarms=0
+    )
     for row in found:
         shown = row if a.json else {**row, "sha256": row["sha256"] and row["sha256"][:12]}
         _row(a.json, columns, shown, alert=row["problem"] is not None)

@@ -157,25 +157,37 @@ def _last(db: Database, alarm_id: str) -> dict[str, Any]:
 
 
 def shadow_runs(path: Path, bundle: str) -> list[dict[str, Any]]:
-    """One entry a sensor beside which `bundle` (NAME/VERSION) was scored: windows that both have scored, how many of them
-    each has at or above its limit, on how many they agree, the largest ratio of each, and the alarms each began.
+    """One entry a sensor beside which `bundle` (NAME/VERSION) was scored, over the time of that run.
+
+    windows, live_windows         : scored by it, and by the live bundle
+    shadow_over, live_over        : of these at or above the limit; ..._max_ratio: the largest ratio
+    shadow_alarms, live_alarms    : alarms that each began (those of the other bundle were told to nobody)
+    compared, agree               : windows that both have scored, and of them on the same side of the limit
     """
     with reading(path) as db:
         return list(
             db.query(
                 """
-                SELECT b.sensor, min(b.ts) AS since, max(b.ts) AS until, count(*) AS windows,
-                       sum(live.ratio >= 1) AS live_over, sum(b.ratio >= 1) AS shadow_over,
-                       sum((live.ratio >= 1) = (b.ratio >= 1)) AS agree,
-                       max(live.ratio) AS live_max_ratio, max(b.ratio) AS shadow_max_ratio,
-                       (SELECT count(*) FROM events AS e WHERE e.sensor = b.sensor AND e.type = 'new'
-                         AND e.ts BETWEEN min(b.ts) AND max(b.ts)) AS live_alarms,
-                       (SELECT count(*) FROM shadow_scores AS n WHERE n.sensor = b.sensor AND n.bundle = b.bundle
-                         AND n.event = 'new') AS shadow_alarms
-                FROM shadow_scores AS b JOIN scores AS live ON live.sensor = b.sensor AND live.ts = b.ts
-                WHERE b.bundle = ? AND b.ratio IS NOT NULL AND live.ratio IS NOT NULL
-                GROUP BY b.sensor ORDER BY b.sensor
+                WITH run AS (
+                    SELECT sensor, min(ts) AS since, max(ts) AS until, count(ratio) AS windows, total(ratio >= 1) AS over,
+                           max(ratio) AS max_ratio, total(event = 'new') AS alarms
+                    FROM shadow_scores WHERE bundle = :bundle GROUP BY sensor),
+                live AS (
+                    SELECT run.sensor, count(ratio) AS windows, total(ratio >= 1) AS over, max(ratio) AS max_ratio
+                    FROM run JOIN scores ON scores.sensor = run.sensor AND ts BETWEEN since AND until GROUP BY run.sensor),
+                both AS (
+                    SELECT b.sensor, count(*) AS compared, total((a.ratio >= 1) = (b.ratio >= 1)) AS agree
+                    FROM shadow_scores AS b JOIN scores AS a ON a.sensor = b.sensor AND a.ts = b.ts
+                    WHERE b.bundle = :bundle AND a.ratio IS NOT NULL AND b.ratio IS NOT NULL GROUP BY b.sensor)
+                SELECT run.sensor, since, until, run.windows AS windows, ifnull(live.windows, 0) AS live_windows,
+                       CAST(run.over AS INTEGER) AS shadow_over, CAST(ifnull(live.over, 0) AS INTEGER) AS live_over,
+                       run.max_ratio AS shadow_max_ratio, live.max_ratio AS live_max_ratio,
+                       CAST(run.alarms AS INTEGER) AS shadow_alarms,
+                       (SELECT count(*) FROM events AS e WHERE e.sensor = run.sensor AND e.type = 'new'
+                         AND e.ts BETWEEN since AND until) AS live_alarms,
+                       ifnull(compared, 0) AS compared, CAST(ifnull(agree, 0) AS INTEGER) AS agree
+                FROM run LEFT JOIN live USING (sensor) LEFT JOIN both USING (sensor) ORDER BY run.sensor
                 """,
-                [bundle],
+                {"bundle": bundle},
             )
         )

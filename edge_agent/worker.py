@@ -28,6 +28,7 @@ from edge_agent.pipeline import Measured, Pipeline, PipelineState
 from edge_agent.signals import rfc3339
 from edge_agent.store import EventRow, ShadowRow
 from edge_agent.transport import Transport
+from edge_agent.windowing import WindowerState
 
 log = logging.getLogger(__name__)
 
@@ -186,13 +187,14 @@ class Worker:
             return
         began = self._monotonic()
         sensor.heard = began
+        before = sensor.state.windower
         try:
             sensor.state, outcome = pipeline.step(sensor.pipeline, sensor.state, payload, received)
             self._tell(sensor, outcome, received)
         except Exception as error:  # noqa: BLE001 - a bug here must not stop the other sensors
             self._quarantine(sensor, error)
         if name in self.shadows:
-            self._beside(sensor, self.shadows[name], payload, received)
+            self._beside(sensor, self.shadows[name], before, payload, received)
         self._work.busy_s += self._monotonic() - began
 
     # ---------------------------------------------------------------- bundles beside
@@ -208,8 +210,13 @@ class Worker:
                 self.shadows[name] = Shadow(built, pipeline.initial(built))
                 log.info("%s: %s is scored beside, without alarms", name, self.shadows[name].label)
 
-    def _beside(self, sensor: Sensor, shadow: Shadow, payload: bytes, received: float) -> None:
-        """One message through the other bundle, after all that is live was told; a failure ends that run only."""
+    def _beside(
+        self, sensor: Sensor, shadow: Shadow, before: WindowerState, payload: bytes, received: float
+    ) -> None:
+        """One message through the other bundle, after all that is live was told; a failure ends that run only.
+
+        before : the live windower as it was before this message
+        """
         name = sensor.config.id
         try:
             if self._inbox.depths().get(name, 0) > SHADOW_BACKLOG:
@@ -218,6 +225,9 @@ class Worker:
                     log.warning("%s: messages wait; %s is not scored beside until they are worked off", name, shadow.label)
                 return
             state = replace(shadow.state, operating=sensor.state.operating)
+            if shadow.pipeline.window == sensor.pipeline.window:
+                # Cut where the live windows are cut, also after a start in mid-stream: else no two could be compared.
+                state = replace(state, windower=before)
             shadow.state, outcome = pipeline.step(shadow.pipeline, state, payload, received)
             told = {i: tr.type for i, tr in outcome.transitions if tr.type in MACHINE}
             self._keeper.put_shadow(
