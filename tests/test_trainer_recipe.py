@@ -204,7 +204,7 @@ def test_every_option_has_a_help_text():
     """No option or argument of any command stands in its help without words."""
     (commands,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
     actions = [(name, a) for name, parser in commands.choices.items() for a in parser._actions]
-    assert {name for name, _ in actions} == {"fit", "evaluate", "report", "staged"}
+    assert {name for name, _ in actions} == {"fit", "evaluate", "report", "staged", "keygen", "sign"}
     assert [(name, a.dest) for name, a in actions if not a.help] == []
 
 
