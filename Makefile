@@ -1,6 +1,6 @@
 # What CI runs, runnable by hand. The virtual environment is made on first need and kept up to date.
 #
-# Targets that verify (demo, bench, commission, ims, results, sound) end their stdout with one line of JSON; all else goes to stderr.
+# Targets that verify (demo, bench, commission, ims, quality, results, sound) end their stdout with one line of JSON; all else goes to stderr.
 # DATA=DIR on the command line names the folder of public data (default ../shared/data); make hands it on
 # in the environment by itself.
 
@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 BUNDLES := bearing-lstm-ae generic-vibration demo-lstm-ae demo-deep-svdd demo-vae demo-svdd-vae fan-wgan-gp sound-mobilenet-v2 sound-weak-ae
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench commission ims models results sound
+.PHONY: help demo test check bench commission ims models quality results sound
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -34,6 +34,9 @@ bench: $(VENV)/.installed-all  ## speed and memory, beside the usual libraries i
 
 commission: $(VENV)/.installed-all  ## commissioning on machines drawn at run time, then a fault; and what is refused
 	@$(BIN)/python -m benchmarks.commission --write
+
+quality: $(VENV)/.installed-all  ## faults of sensors and lines in real recordings: each named, none a machine alarm (needs DATA)
+	@$(BIN)/python -m benchmarks.quality --write
 
 ims: $(VENV)/.installed-all  ## NASA IMS and simulated machines, through broker and agent (needs DATA)
 	@$(BIN)/python -m benchmarks.ims

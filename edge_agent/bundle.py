@@ -34,6 +34,7 @@ from edge_agent.errors import BundleError
 from edge_agent.features import FeatureSet, FeatureSpec
 from edge_agent.inference import TFLiteModel
 from edge_agent.pipeline import Judge, no_model
+from edge_agent.quality import Profile
 from edge_agent.scoring import ScoreRule
 from edge_agent.signals import F32, F64
 from edge_agent.signing import Verifier
@@ -140,7 +141,7 @@ def load(
     )
     if golden:
         verify_golden(bundle, files, manifest)
-    return bundle
+    return replace(bundle, judge=replace(bundle.judge, profile=_profile(files, manifest)))
 
 
 def same_rate(a_hz: float, b_hz: float) -> bool:
@@ -202,6 +203,13 @@ def verify_golden(bundle: Bundle, files: dict[str, bytes], manifest: Manifest) -
             f"accepted {tolerance}): use another runtime version or export the bundle again"
         )
     return worst
+
+
+def _profile(files: dict[str, bytes], manifest: Manifest) -> Profile:
+    """What the golden windows, which are healthy, are like before any feature."""
+    with np.load(io.BytesIO(files[GOLDEN]), allow_pickle=False) as data:
+        windows = data["windows"].astype(np.float32) * np.float32(data["window_scale"])
+    return Profile.of(windows, manifest.features.fs_hz)
 
 
 def write(

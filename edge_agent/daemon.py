@@ -282,6 +282,9 @@ class Daemon:
             "queues": self.inbox.depths(),
             "drops": self._tally.counts(),
             "gaps": {name: sensor.gaps for name, sensor in sensors.items() if sensor.gaps},
+            "quality": {
+                name: sensor.state.trouble.counts for name, sensor in sensors.items() if sensor.state.trouble.counts
+            },
             "windows": {name: sensor.windows for name, sensor in sensors.items()},
             "outbox_rows": stats.outbox_rows,
             "outbox_oldest_s": None

@@ -18,7 +18,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_agent import alarms, causes, commissioning, drift, payloads, regimes, scoring, thresholds, windowing
+from edge_agent import (
+    alarms,
+    causes,
+    commissioning,
+    drift,
+    payloads,
+    quality,
+    regimes,
+    scoring,
+    thresholds,
+    trouble,
+    windowing,
+)  # fmt: skip
 from edge_agent.alarms import Alarm, AlarmPolicy, Transition
 from edge_agent.causes import Cause
 from edge_agent.commissioning import Baseline, Commissioning, Seen
@@ -26,10 +38,12 @@ from edge_agent.drift import Drift, Reference
 from edge_agent.errors import PayloadError
 from edge_agent.features import FeatureSet
 from edge_agent.payloads import PayloadLayout
+from edge_agent.quality import Profile, Verdict
 from edge_agent.regimes import Operating
 from edge_agent.scoring import Scorer
 from edge_agent.signals import F32, F64, Chunk, Window, rfc3339
 from edge_agent.thresholds import Threshold
+from edge_agent.trouble import Trouble
 from edge_agent.windowing import WindowerState, WindowSpec
 
 #: (n_patches, width, F) float32 standardised -> the model's outputs, float32, patches first.
@@ -40,6 +54,8 @@ STATE_VERSION = 1
 COMMISSIONED_RATE = 1e-4
 #: Windows in a known regime after which an unknown one is told of again.
 KNOWN_AGAIN = 60
+#: Windows of a commissioning from which its own profile judges the next ones.
+PROFILED = 10
 
 
 def no_model(x: F32) -> Sequence[F32]:
@@ -52,6 +68,7 @@ class Judge:
     """What a bundle knows: windows to features to a score; shared by every sensor that uses the bundle.
 
     residual_mean, residual_std : (F,) of the score's residual on healthy windows, for `why`
+    profile : of the bundle's golden windows, for data quality; None: only the checks that need none
     """
 
     features: FeatureSet
@@ -59,6 +76,7 @@ class Judge:
     scorer: Scorer
     residual_mean: F64
     residual_std: F64
+    profile: Profile | None = None
 
     def vectors(self, window: F32) -> F32:
         """(n_channels, n_samples) -> standardised (n_frames, F)."""
@@ -140,6 +158,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Profiles:
+    """What healthy samples of this very sensor are like: learnt by commissioning, and being learnt from n windows."""
+
+    acting: Profile | None = None
+    going: Profile | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True)
 class PipelineState:
     """Everything of a sensor that changes: window tail, feature history, votes, alarm, last score, what was learnt.
 
@@ -148,6 +175,8 @@ class PipelineState:
     notices   : how many were told; makes their identities differ
     known     : windows in a known regime since an unknown one was told of; None while none was
     bundle    : sha256 of the bundle that scores; "" in states of before
+    trouble   : quality alarm, counts by reason, and what they are told from
+    profiles  : for data quality, in place of the bundle's
     """
 
     windower: WindowerState
@@ -161,6 +190,8 @@ class PipelineState:
     notices: int = 0
     known: int | None = None
     bundle: str = ""
+    trouble: Trouble = field(default_factory=Trouble)
+    profiles: Profiles = field(default_factory=Profiles)
 
 
 @dataclass(frozen=True)
@@ -207,13 +238,18 @@ def step(
 ) -> tuple[PipelineState, Outcome]:
     """Take one message, received at `received` (s since 1970).
 
-    A bad message changes nothing and comes back as `Dropped`; any exception from here is a bug (or an
+    A bad message comes back as `Dropped` and changes at most what is known of the data's quality; any exception from here is a bug (or an
     unusable bundle), never the sender's doing.
     """
     try:
         chunk = _decode(pipeline, payload)
     except PayloadError as error:
-        return state, Outcome(dropped=Dropped(error.reason, str(error)))
+        dropped = Dropped(error.reason, str(error))
+        if error.reason not in (quality.NOT_FINITE, quality.WRONG_RATE):
+            return state, Outcome(dropped=dropped)
+        t = received if state.windower.next_t is None else state.windower.next_t
+        state, told = _note(pipeline, state, (error.reason,), t)
+        return state, Outcome((), told, dropped)
     return step_chunk(pipeline, state, chunk, received)
 
 
@@ -221,15 +257,28 @@ def step_chunk(
     pipeline: Pipeline, state: PipelineState, chunk: Chunk, received: float
 ) -> tuple[PipelineState, Outcome]:
     """Take one decoded chunk with the pipeline's own channels: `step` after the wire format."""
-    pushed = windowing.push(state.windower, pipeline.window, chunk, received)
-    state = replace(state, windower=pushed.state)
-    dropped = Dropped(pushed.dropped.reason, str(pushed.dropped)) if pushed.dropped else None
-    if not pushed.windows:
-        return state, Outcome(dropped=dropped, gap_s=pushed.gap_s)
-    measured: list[Measured] = []
+    spec = pipeline.window
+    suffering, rate_hz, doubt = trouble.keep_pace(state.trouble, spec, chunk)
+    state = replace(state, trouble=suffering)
+    if rate_hz is not None:
+        text = (
+            f"samples come at {rate_hz:.6g} Hz by their times, fs_hz is {spec.fs_hz:g}: set the sensor's rate, or train a "
+            "bundle for this one"
+        )
+        state, noted = _note(pipeline, state, (quality.WRONG_RATE,), chunk.t or received)
+        return state, Outcome((), noted, Dropped(quality.WRONG_RATE, text))
+    pushed = windowing.push(state.windower, spec, chunk, received)
+    suffering, reasons = trouble.of_message(state.trouble, spec, state.windower, pushed, chunk)
+    state = replace(state, windower=pushed.state, trouble=suffering)
     transitions: list[tuple[int | None, Transition]] = []
+    if reasons:
+        t = state.windower.next_t if pushed.dropped is None else chunk.t
+        state, noted = _note(pipeline, state, reasons, received if t is None else t)
+        transitions += noted
+    dropped = Dropped(pushed.dropped.reason, str(pushed.dropped)) if pushed.dropped else None
+    measured: list[Measured] = []
     for window in pushed.windows:
-        state, one, transition, told = _take(pipeline, state, window)
+        state, one, transition, told = _take(pipeline, state, window, doubt)
         if transition is not None:
             transitions.append((len(measured), transition))
         transitions += [(len(measured), notice) for notice in told]
@@ -307,8 +356,20 @@ def limit_source(pipeline: Pipeline, state: PipelineState) -> str:
 
 
 def votes(measured: Measured) -> bool:
-    """Whether a scored window is voted on: not in a regime that was never learnt."""
-    return measured.ratio is not None and measured.regime != regimes.UNKNOWN
+    """Whether a scored window is voted on: not in a regime that was never learnt, nor where `quality.votes` denies it."""
+    return (
+        measured.ratio is not None
+        and measured.regime != regimes.UNKNOWN
+        and quality.votes(measured.quality, measured.reasons)
+    )
+
+
+def profile_of(pipeline: Pipeline, state: PipelineState) -> Profile | None:
+    """What this sensor's healthy samples are like: as commissioned, while that is learnt as far as it is, else the
+    bundle's. A bundle of other machines says nothing about the level of this one, so there it is not asked."""
+    if state.commissioning.active:
+        return state.profiles.going if state.profiles.n >= PROFILED else None
+    return pipeline.judge.profile if state.commissioning.acting is None else state.profiles.acting
 
 
 def expire(pipeline: Pipeline, state: PipelineState, t: float) -> tuple[PipelineState, Transition | None]:
@@ -400,7 +461,7 @@ def score_fields(measured: Measured) -> dict[str, Any]:
 
 
 def dump(state: PipelineState, *, tail: bool = True) -> bytes:
-    """The state as bytes. Without the tail it is a few hundred bytes: what a periodic commit writes,
+    """The state as bytes. Without the tail it is about a thousand bytes: what a periodic commit writes,
     so that a card is not worn out by samples that a kill would break with a gap anyway."""
     if not tail:
         windower = windowing.without_tail(state.windower)
@@ -469,48 +530,95 @@ def _decode(pipeline: Pipeline, payload: bytes) -> Chunk:
     return chunk
 
 
+def _note(
+    pipeline: Pipeline, state: PipelineState, reasons: tuple[str, ...], t: float
+) -> tuple[PipelineState, tuple[tuple[None, Transition], ...]]:
+    """What one message suffers from, and the event of the quality alarm that comes of it."""
+    now, told = trouble.note(state.trouble, reasons, t, state.alarm, pipeline.identity.key)
+    return replace(state, trouble=now), () if told is None else ((None, told),)
+
+
 def _take(
-    pipeline: Pipeline, state: PipelineState, window: Window
+    pipeline: Pipeline, state: PipelineState, window: Window, doubt: str | None
+) -> tuple[PipelineState, Measured, Transition | None, list[Transition]]:
+    verdict = (
+        quality.inspect(window.samples, window.fs_hz, profile_of(pipeline, state), state.trouble.mean)
+        if doubt is None
+        else Verdict(quality.BAD, (doubt,))
+    )
+    state, measured, transition, told = _judge(pipeline, state, window, verdict)
+    suffering = trouble.settle(state.trouble, verdict)
+    suffering, noted = trouble.note(
+        suffering, verdict.reasons, window.end, state.alarm, pipeline.identity.key
+    )
+    return replace(state, trouble=suffering), measured, transition, told if noted is None else [*told, noted]
+
+
+def _judge(
+    pipeline: Pipeline, state: PipelineState, window: Window, verdict: Verdict
 ) -> tuple[PipelineState, Measured, Transition | None, list[Transition]]:
     judge, context = pipeline.judge, pipeline.judge.features.spec.context
-    newest = vectors = judge.vectors(window.samples)
-    history, history_end = state.history, state.history_end
+    row = Measured(
+        window.seq, window.start, window.end, None, None, None, verdict.quality, (), verdict.reasons
+    )
+    if verdict.quality == quality.BAD:
+        # It breaks a history as a gap does.
+        state = replace(state, history=state.history[:0], history_end=None, last=row)
+        told: list[Transition] = []
+        if state.commissioning.active:
+            width = np.zeros((1, len(judge.features.names)), np.float32)
+            state, told = _learn(pipeline, state, window, width, width, row, None, False, told)
+        return state, row, None, told
+    newest = raw = judge.vectors(window.samples)
+    if verdict.repaired is not None:
+        newest = judge.vectors(verdict.repaired)
+    vectors = newest
+    history, history_end, suffering = state.history, state.history_end, state.trouble
     if context.over == "windows":
+        may_vote = quality.votes(verdict.quality, verdict.reasons)
         if (
             context.max_gap_s is not None
             and history_end is not None
             and window.start - history_end > context.max_gap_s
-        ):
+        ) or (suffering.tainted and may_vote):
             history = history[:0]
+        suffering = replace(suffering, tainted=not may_vote)
+        raw = np.concatenate([history, raw])[-context.width :]
         vectors = np.concatenate([history, vectors])[-context.width :]
         history, history_end = (
             vectors[-(context.width - 1) :] if context.width > 1 else history[:0],
             window.end,
         )
         if len(vectors) < context.width:
-            waiting = Measured(window.seq, window.start, window.end, None, None, None)
-            return replace(state, history=history, history_end=history_end, last=waiting), waiting, None, []
+            state = replace(
+                state, history=history, history_end=history_end, last=row, trouble=suffering
+            )
+            return state, row, None, []
     acting = state.commissioning.acting
     regime, value = _regime(pipeline, state, newest, window.end)
     result = judge.score(vectors if acting is None else acting.normalise(vectors))
+    if verdict.repaired is not None:
+        # A crossing counts only where it is there with and without what is suspect.
+        also = judge.score(raw if acting is None else acting.normalise(raw))
+        result = min(result, also, key=lambda r: r.value)
     threshold = limit_of(pipeline, state, regime)
     ratio = result.value / threshold.value
-    measured = Measured(
-        window.seq, window.start, window.end, result.value, threshold.value, ratio, "good", regime=regime
-    )
+    measured = replace(row, score=result.value, threshold=threshold.value, ratio=ratio, regime=regime)
     alarm, transition = state.alarm, None
     if votes(measured):
         alarm, transition = alarms.step(alarm, pipeline.policy, ratio, window.end, pipeline.identity.key)
     # Only a window that people may look at pays for an explanation.
     if ratio >= pipeline.policy.warning_ratio or transition is not None:
         measured = replace(measured, why=_why(judge, acting, result.residual))
-    told: list[Transition] = []
+    told = []
     raised = alarm.condition and not state.alarm.condition
-    state = replace(state, history=history, history_end=history_end, alarm=alarm, last=measured)
+    state = replace(
+        state, history=history, history_end=history_end, alarm=alarm, last=measured, trouble=suffering
+    )
     state, told = _tell_regime(pipeline, state, measured, told)
     if state.commissioning.active:
         state, told = _learn(pipeline, state, window, newest, vectors, measured, value, raised, told)
-    elif votes(measured) and ratio < 1.0 and not alarm.condition:
+    elif verdict.quality == quality.GOOD and votes(measured) and ratio < 1.0 and not alarm.condition:
         state, told = _watch_drift(pipeline, state, measured, told)
     return state, measured, transition, told
 
@@ -581,10 +689,13 @@ def _learn(
     told: list[Transition],
 ) -> tuple[PipelineState, list[Transition]]:
     judge, was = pipeline.judge, state.commissioning
+    good = m.quality == quality.GOOD
     learning = was.phase == commissioning.LEARNING
-    score = None if learning else judge.score(was.progress.normalise(vectors))
+    if good and learning:
+        state = replace(state, profiles=_profiled(state.profiles, window))
+    score = None if learning or not good else judge.score(was.progress.normalise(vectors))
     # Time-frequency families (sound) are exempt: a stamping press is impulsive and healthy.
-    looked_at = learning and judge.features.n_frames == 1
+    looked_at = good and learning and judge.features.n_frames == 1
     now = commissioning.take(
         was,
         Seen(
@@ -608,6 +719,12 @@ def _learn(
         return replace(state, commissioning=now), told
     state, notice = _commissioning_notice(pipeline, _changed(state, now), m.end, now.by, now.why)
     return state, [*told, notice]
+
+
+def _profiled(profiles: Profiles, window: Window) -> Profiles:
+    one = Profile.of(window.samples[None], window.fs_hz)
+    going = one if profiles.going is None else profiles.going.joined(one, profiles.n)
+    return replace(profiles, going=going, n=profiles.n + 1)
 
 
 def _watch_drift(
@@ -658,7 +775,14 @@ def _changed(state: PipelineState, now: Commissioning) -> PipelineState:
     if now.acting is not state.commissioning.acting:
         alarm = replace(state.alarm, ratios=(), raise_since=None, return_since=None)
         state = replace(state, alarm=alarm, drift=Drift(), known=None)
-    return replace(state, commissioning=now)
+    was, profiles = state.commissioning, state.profiles
+    if now.phase == commissioning.ARMED and was.active:
+        profiles = Profiles(profiles.going)
+    elif now.phase == commissioning.LEARNING and now.episode != was.episode:
+        profiles = Profiles(profiles.acting)
+    elif not now.active:
+        profiles = Profiles(profiles.acting if now.baseline is was.baseline else None)
+    return replace(state, commissioning=now, profiles=profiles)
 
 
 def _commissioning_notice(

@@ -11,8 +11,10 @@ import msgspec
 import sqlite_utils
 from sqlite_utils.db import Database
 
+from edge_agent import trouble
 from edge_agent.errors import StoreError
 from edge_agent.store import SCHEMA_VERSION
+from edge_agent.trouble import Trouble
 
 #: Alarm states in which somebody should look: not quiet, not silenced.
 ACTIVE = ("UNACK", "ACKED", "RTNUN", "LATCHED")
@@ -49,6 +51,10 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
     """One entry a sensor: its alarm and its last window; `active` says whether somebody should look."""
     with reading(path) as db:
         known = {row["sensor"]: row for row in db.query("SELECT * FROM alarm_state")}
+        troubles = {
+            row["sensor"]: _trouble(row["state"])
+            for row in db.query("SELECT sensor, state FROM pipeline_state WHERE state IS NOT NULL")
+        }
         answer = []
         for sensor in sensors:
             last = next(
@@ -71,9 +77,18 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
                     "ratio": last.get("ratio"),
                     "quality": last.get("quality"),
                     "reasons": last.get("reasons"),
+                    "quality_alarm": trouble.fields(troubles[sensor]) if sensor in troubles else None,
+                    "quality_counts": troubles[sensor].counts if sensor in troubles else {},
                 }
             )
         return answer
+
+
+def _trouble(blob: bytes) -> Trouble:
+    try:
+        return msgspec.convert(msgspec.msgpack.decode(blob)["state"]["trouble"], Trouble)
+    except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError):
+        return Trouble()  # written by a version that knew of none
 
 
 def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import commands, commissioning, host, pipeline, regimes
+from edge_agent import commands, commissioning, host, pipeline, regimes, trouble
 from edge_agent.alarms import MACHINE, NOTICE, Refused, Transition
 from edge_agent.commands import Command, Unusable
 from edge_agent.config import SensorConfig
@@ -246,11 +246,11 @@ class Worker:
         if outcome.dropped is not None:
             self.dropped(name, outcome.dropped.reason, outcome.dropped.message)
             sensor.bad_run += 1
-            if sensor.bad_run >= BAD_IN_A_ROW:
+            if sensor.bad_run >= BAD_IN_A_ROW or sensor.state.trouble.episode is not None:
                 self._set_status(sensor, "bad_data")
         else:
             sensor.bad_run = 0
-            self._set_status(sensor, "learning" if sensor.state.commissioning.active else "online")
+            self._set_status(sensor, _running(sensor.state))
         sensor.gaps += outcome.gap_s is not None
         if not outcome.measured and not outcome.transitions:
             return
@@ -305,7 +305,10 @@ class Worker:
             log.info("%s: notice of %s: %s", name, notice["kind"], notice["text"])
             return row
         if transition.type not in MACHINE:
-            log.warning("%s: %s %s", name, transition.type, transition.extra)
+            alarm = (transition.extra or {})["quality_alarm"]
+            log.warning(
+                "%s: data quality %s: %s", name, "alarm" if alarm["active"] else "is good again", ", ".join(alarm["reasons"])
+            )
             return row
         sensor.last_event_id = transition.event_id
         log.log(
@@ -385,6 +388,7 @@ class Worker:
             "acked_by": alarm.acked_by,
             "ack_why": alarm.ack_why,
             "commissioning": pipeline.commissioning_fields(sensor.state),
+            "quality_alarm": trouble.fields(sensor.state.trouble),
         }
         return self._topic(sensor.config.id, "state"), msgspec.json.encode(fields)
 
@@ -442,7 +446,7 @@ class Worker:
         sensor.state = state
         row = self._event(sensor, transition, state.last)
         if sensor.status in ("online", "learning"):
-            self._set_status(sensor, "learning" if state.commissioning.active else "online")
+            self._set_status(sensor, _running(state))
         said = f"{state.commissioning.phase}: {state.commissioning.reason}" if asked.name == "commission" else transition.state
         # The answer leaves with the commit: what a person was told is on record.
         answer = self._result(asked.name, asked.request_id, True, f"{asked.sensor}: {said}")
@@ -507,6 +511,13 @@ def carry(to: Pipeline, blob: bytes) -> PipelineState:
         return fresh
     # Votes of another model or limit mean nothing here.
     return replace(fresh, alarm=replace(alarm, ratios=(), raise_since=None, return_since=None))
+
+
+def _running(state: PipelineState) -> str:
+    """The status of a sensor whose messages are used."""
+    if state.trouble.episode is not None:
+        return "bad_data"
+    return "learning" if state.commissioning.active else "online"
 
 
 def _score(m: Measured) -> bytes:

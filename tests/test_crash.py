@@ -76,7 +76,9 @@ def test_fifty_kills_lose_no_state_and_double_no_event(tmp_path: Path, broker: B
                 engine.append((transition.event_id, transition.type, transition.state))
     seconds = time.monotonic() - began
     print(f"{KILLS} kills in {seconds:.0f} s: {sent} windows sent, {len(scored)} rows, {len(stored)} events")
-    assert stored == engine
+    # Messages that a kill cost are a gap; their quality alarm stands beside the machine's and is of no concern to it.
+    assert [row for row in stored if row[1] != "quality"] == engine
+    assert len({event_id for event_id, _, _ in stored}) == len(stored)
     assert len(stored) >= 10
     assert {e["event_id"] for e in ear_events} == {event_id for event_id, _, _ in stored}
     assert [ratio is None for _, _, ratio in scored].count(True) == 3  # the first history, and no other

@@ -50,7 +50,7 @@ def test_vibration_and_sound_give_one_row_a_window_and_the_offline_scores(tmp_pa
     make_indicator_bundle(tmp_path / "snd", fs_hz=16000.0, n_samples=160000)
     np.save(tmp_path / "run.npy", healthy(60 * 8192 + 100, seed=3)[0])
     for i in range(3):
-        _wav(tmp_path / "clips" / f"clip_{i}.wav", 0.05 * healthy(170000, seed=10 + i)[0], 16000)
+        _wav(tmp_path / "clips" / f"clip_{i}.wav", 0.2 * healthy(170000, seed=10 + i)[0], 16000)
     packed = {"format": "f32le", "header": "ts_seq"}
     path = write_plant(
         tmp_path,

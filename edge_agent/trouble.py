@@ -1,0 +1,202 @@
+"""The quality alarm of one sensor: what its messages and windows suffer from, and when that is told.
+
+    message ─► pace (time against fs_hz), duplicate, gap ─┐
+    window  ─► quality.inspect ───────────────────────────┴─► slot ─► 3 of the last 5 in trouble ─► begin
+                                                                      the last 2 clean ───────────► end
+
+It never touches the machine alarm. One lost message or one spike is told in the rows and counted, not announced;
+a signal that is gone is announced at once, since nobody watches the machine from then on.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edge_agent import alarms, quality
+from edge_agent.alarms import Alarm, Transition
+from edge_agent.quality import DUPLICATE, GAP, NO_TROUBLE, WRONG_RATE, Verdict
+from edge_agent.signals import Chunk, rfc3339
+from edge_agent.windowing import Pushed, WindowerState, WindowSpec
+
+#: So many of so many slots in trouble begin an episode; so many clean ones in a row end it.
+VOTE, CLEAN = (3, 5), 2
+AT_ONCE = frozenset({quality.SIGNAL_LOST, quality.LOST_CHANNEL})
+#: Messages whose spacing must agree before it is a rate, how far they may differ, and what is no longer a clock's error.
+PACED, JITTER, OFF = 5, 0.25, 0.05
+#: A spacing beyond this many times the samples' own duration is a pause between snapshots.
+PAUSE = 10.0
+#: Spacing, in a stream that ran evenly, from which the samples of one message are in doubt.
+DOUBT = 1.6
+#: Chunks shorter than this may be equal by chance.
+LEAST_EQUAL = 32
+#: How much of a good window's mean goes into the offset that a step is told from.
+FOLLOW = 0.05
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Times of the last messages.
+
+    t, n   : time of the last message's first sample in s, and its samples
+    steps  : (seconds, samples) from message to message as long as they agree, at most 8; pauses are left out
+    seq    : sequence number of the last; steady: whether they ever came as fast as fs_hz says
+    """
+
+    t: float | None = None
+    n: int = 0
+    steps: tuple[tuple[float, int], ...] = ()
+    seq: int | None = None
+    steady: bool = False
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What a sensor's data suffer from; a value that a restart goes on with.
+
+    slots   : reasons of the last messages and windows, oldest first
+    episode : alarm_id while the quality alarm stands, since when (event time, s), and all reasons in it
+    n       : events so far; makes their identities differ
+    counts  : windows and messages by reason, ever
+    mean    : (C,) offset of the good windows
+    tainted : whether the feature history holds a window that must not vote
+    content : checksum of the last chunk's samples
+    """
+
+    slots: tuple[tuple[str, ...], ...] = ()
+    episode: str | None = None
+    since: float | None = None
+    seen: tuple[str, ...] = ()
+    n: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    tainted: bool = False
+    content: int | None = None
+    pace: Pace = field(default_factory=Pace)
+
+
+def fields(trouble: Trouble) -> dict[str, Any] | None:
+    """What the retained state tells; None while nothing is wrong."""
+    if trouble.since is None:
+        return None
+    return {"reasons": list(trouble.seen), "active": True, "since": rfc3339(trouble.since)}
+
+
+def note(
+    trouble: Trouble, reasons: tuple[str, ...], t: float, alarm: Alarm, key: str
+) -> tuple[Trouble, Transition | None]:
+    """One more message or window with its reasons (none: it was clean) at event time t."""
+    if reasons:
+        counts = {**trouble.counts}
+        for reason in reasons:
+            counts[reason] = counts.get(reason, 0) + 1
+        trouble = replace(trouble, counts=counts)
+    wrong = tuple(r for r in reasons if r not in NO_TROUBLE)
+    slots = (*trouble.slots, wrong)[-VOTE[1] :]
+    trouble = replace(trouble, slots=slots)
+    if trouble.episode is None:
+        if sum(map(bool, slots)) < VOTE[0] and not AT_ONCE.intersection(wrong):
+            return trouble, None
+        often = Counter(r for slot in slots for r in slot)
+        trouble = replace(trouble, since=t, seen=tuple(r for r, _ in often.most_common()))
+        return _tell(trouble, t, alarm, key, active=True)
+    trouble = replace(trouble, seen=tuple(dict.fromkeys((*trouble.seen, *wrong))))
+    if len(slots) < CLEAN or any(slots[-CLEAN:]):
+        return trouble, None
+    return _tell(trouble, t, alarm, key, active=False)
+
+
+def _tell(
+    trouble: Trouble, t: float, alarm: Alarm, key: str, active: bool
+) -> tuple[Trouble, Transition | None]:
+    assert trouble.since is not None  # set at the beginning
+    n = trouble.n + 1
+    extra = {
+        "quality_alarm": {
+            "reasons": list(trouble.seen),
+            "active": active,
+            "since": rfc3339(trouble.since),
+        }
+    }
+    told = alarms.beside(
+        alarms.QUALITY, alarm, key, n, t, extra, episode=trouble.episode, since=trouble.since
+    )
+    if active:
+        return replace(trouble, n=n, episode=told.alarm_id), told
+    return replace(trouble, n=n, episode=None, since=None, seen=()), told
+
+
+def settle(trouble: Trouble, verdict: Verdict) -> Trouble:
+    """Follow the offset of a window that had no trouble with it; the first there is begins it."""
+    if not verdict.mean or verdict.quality == quality.BAD or quality.DC_STEP in verdict.reasons:
+        return trouble
+    if len(trouble.mean) != len(verdict.mean):
+        return replace(trouble, mean=verdict.mean)
+    mean = tuple((1.0 - FOLLOW) * a + FOLLOW * b for a, b in zip(trouble.mean, verdict.mean, strict=True))
+    return replace(trouble, mean=mean)
+
+
+# ---------------------------------------------------------------- messages
+
+
+def keep_pace(
+    trouble: Trouble, spec: WindowSpec, chunk: Chunk
+) -> tuple[Trouble, float | None, str | None]:
+    """Hold a chunk's time against the samples before it: (next value, rate in Hz where it is wrong, doubt).
+
+    doubt : reason for which windows of this chunk are not to be scored yet: in an even stream its time lies far off,
+            and no lost message explains it.
+    """
+    pace, n = trouble.pace, chunk.samples.shape[1]
+    if chunk.t is None:
+        return trouble, None, None
+    here = replace(pace, t=chunk.t, n=n, seq=chunk.seq)
+    if pace.t is None:
+        return replace(trouble, pace=here), None, None
+    step_s = chunk.t - pace.t
+    spacing = step_s * spec.fs_hz / pace.n
+    if spacing <= 0.0:  # a repeat or a late one: the windower's to judge
+        return trouble, None, None
+    lost = chunk.seq is not None and pace.seq is not None and chunk.seq != (pace.seq + 1) & 0xFFFFFFFF
+    if lost or spacing >= PAUSE:
+        return replace(trouble, pace=here), None, None
+    steps = pace.steps
+    if steps and abs(spacing / _ratio(steps, spec.fs_hz) - 1.0) > JITTER:
+        steps = ()
+    steps = (*steps, (step_s, pace.n))[-8:]
+    ratio = _ratio(steps, spec.fs_hz)
+    paced = len(steps) >= PACED - 1
+    steady = pace.steady or (paced and abs(ratio - 1.0) <= OFF)
+    trouble = replace(trouble, pace=replace(here, steps=steps, steady=steady))
+    if paced and abs(ratio - 1.0) > OFF and ratio > 1.0 / PAUSE and (steady or n < spec.n_samples):
+        return trouble, spec.fs_hz / ratio, None
+    if pace.steady and not 1.0 / DOUBT < spacing < DOUBT:
+        return trouble, None, WRONG_RATE if chunk.seq is not None else GAP
+    return trouble, None, None
+
+
+def _ratio(steps: tuple[tuple[float, int], ...], fs_hz: float) -> float:
+    """Seconds from message to message over the seconds that their samples take: 2 at half the rate."""
+    return sum(t for t, _ in steps) * fs_hz / sum(n for _, n in steps)
+
+
+def of_message(
+    trouble: Trouble, spec: WindowSpec, before: WindowerState, pushed: Pushed, chunk: Chunk
+) -> tuple[Trouble, tuple[str, ...]]:
+    """What a message that the windower has seen suffers from: gap, duplicate."""
+    if pushed.dropped is not None:
+        return trouble, (DUPLICATE,) if pushed.dropped.reason == "duplicate" else ()
+    reasons: tuple[str, ...] = ()
+    samples = chunk.samples
+    content = zlib.crc32(samples.tobytes()) if samples.shape[1] >= LEAST_EQUAL else None
+    if content is not None and content == trouble.content and (samples.min(-1) != samples.max(-1)).all():
+        reasons = (DUPLICATE,)
+    if pushed.gap_s is not None:
+        # Between snapshots nothing is missing; a sensor that sleeps for long is silent, not in trouble.
+        told = chunk.seq is not None and before.next_seq is not None and chunk.seq != before.next_seq
+        broken = bool(before.tail) or trouble.pace.steady or told
+        if broken and pushed.gap_s < max(PAUSE, PAUSE * spec.n_samples / spec.fs_hz):
+            reasons = (*reasons, GAP)
+    return replace(trouble, content=content), reasons

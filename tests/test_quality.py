@@ -1,0 +1,387 @@
+"""Data quality: what each fault of a sensor leaves in the samples is named, and a fault of the machine is not taken for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from agents import Agent, message, write_plant
+from bundles import make_indicator_bundle
+from conftest import Broker, Listener, needs_mosquitto, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent import offline, payloads, pipeline, quality, simulate, trouble
+from edge_agent.alarms import Alarm
+from edge_agent.features import Context
+from edge_agent.payloads import PayloadLayout
+from edge_agent.pipeline import Pipeline
+from edge_agent.quality import BAD, GOOD, SUSPECT, Profile
+from edge_agent.signals import Chunk
+from edge_agent.trouble import Trouble
+
+Listen = Callable[..., Listener]
+
+FS, N, T0 = 8000.0, 4096, 1_790_000_000.0
+
+
+def machine(n_windows: int, seed: int = 0, n_channels: int = 1) -> np.ndarray:
+    """(C, n): noise through two resonances, each channel with its own, as a housing has; level about 1."""
+    rng = np.random.default_rng(seed)
+    n = n_windows * N
+    f = np.fft.rfftfreq(n, 1 / FS)
+    out = []
+    for c in range(n_channels):
+        gain = 0.1 + sum(a / (1 + ((f - f0) / 120.0) ** 2) for a, f0 in ((1.0, 700.0 + 350.0 * c), (0.6, 2300.0 - 400.0 * c)))
+        x = np.fft.irfft(np.fft.rfft(rng.standard_normal(n)) * gain, n)
+        out.append((1.0 + 0.2 * c) * x / x.std())
+    return np.array(out, np.float32)
+
+
+def profile(n_channels: int = 1) -> Profile:
+    return Profile.of(machine(4, 99, n_channels).reshape(n_channels, 4, N).swapaxes(0, 1), FS)
+
+
+def decimated(x: np.ndarray) -> np.ndarray:
+    n = x.shape[1]
+    return (np.fft.irfft(np.fft.rfft(x)[:, : n // 4 + 1], n // 2) / 2.0).astype(np.float32)
+
+
+def _runs(x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    out[:, 1000:1700] = out[:, 1000:1001]
+    return out
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    out[:, 1500:] += 2.0
+    return out
+
+
+def _flips(x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    out[:, [100, 900, 2500, 3001]] += np.float32([12.0, -11.0, 20.0, 15.0])
+    return out
+
+
+def _blows(x: np.ndarray) -> np.ndarray:
+    """Every 800 samples a blow of 15 times the level that rings at 2.1 kHz."""
+    lag = np.arange(200)
+    ring = np.exp(-lag / 25.0) * np.sin(2 * np.pi * 2100.0 / FS * lag + 0.5)
+    out = x.copy()
+    for at in range(100, N - 200, 800):
+        out[:, at : at + 200] += (15.0 * ring).astype(np.float32)
+    return out
+
+
+def _hum(x: np.ndarray) -> np.ndarray:
+    t = np.arange(x.shape[1]) / FS
+    return (x + np.sin(2 * np.pi * 50.05 * t) + 0.4 * np.sin(2 * np.pi * 150.15 * t)).astype(np.float32)
+
+
+NOISE = np.random.default_rng(5).standard_normal((1, 2 * N)).astype(np.float32)
+FAULTS: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
+    "NaN": (BAD, "not_finite", lambda x: np.where(np.arange(N) == 7, np.nan, x).astype(np.float32)),
+    "infinity": (BAD, "not_finite", lambda x: np.where(np.arange(N) == 7, np.inf, x).astype(np.float32)),
+    "one value": (BAD, "stuck", lambda x: np.full_like(x, 0.7)),
+    "hangs": (BAD, "stuck", _runs),
+    "zeros": (BAD, "signal_lost", np.zeros_like),
+    "noise 60 dB down": (BAD, "signal_lost", lambda x: 1e-3 * NOISE[:, :N]),
+    "four levels": (BAD, "signal_lost", lambda x: np.round(NOISE[:, :N]).clip(-1, 2).astype(np.float32) * np.float32(0.02)),
+    "machine off": (BAD, "low_level", lambda x: 0.04 * x),
+    "every sample twice": (BAD, "wrong_rate", lambda x: np.repeat(x[:, ::2], 2, axis=1)),
+    "every sample three times": (BAD, "wrong_rate", lambda x: np.repeat(x[:, ::3], 3, axis=1)[:, :N]),
+    "clipped": (SUSPECT, "clipping", lambda x: x.clip(-1.4, 1.4)),
+    "offset jumps": (SUSPECT, "dc_step", _step),
+    "hum": (SUSPECT, "hum", _hum),
+    "bits flip": (SUSPECT, "spikes", _flips),
+    "ringing blows": (SUSPECT, "impulses", _blows),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_named(name: str) -> None:
+    """The first reason is the fault that was put in, at the quality it has."""
+    level, reason, change = FAULTS[name]
+    verdict = quality.inspect(change(machine(1, 3)), FS, profile(), (0.0,))
+    assert (verdict.quality, verdict.reasons[:1]) == (level, (reason,))
+
+
+def test_half_the_rate_is_seen_in_the_spectrum() -> None:
+    """Samples of half or of double the rate, given out as the right one, fit the healthy spectrum an octave off."""
+    x = machine(2, 4)
+    twice = np.fft.irfft(np.fft.rfft(x[:, :N]), 2 * N)[:, :N].astype(np.float32) * 2.0
+    for y in (decimated(x), x[:, ::2], twice):
+        assert quality.inspect(y, FS, profile(), (0.0,)).reasons == ("wrong_rate",)
+
+
+def test_channels_are_told_apart() -> None:
+    """A lost channel of two, and two that have changed places; the repaired window has them back."""
+    both, x = profile(2), machine(1, 6, 2)
+    assert quality.inspect(x, FS, both).quality == GOOD
+    lost = np.stack([x[0], 1e-4 * x[1]])
+    assert quality.inspect(lost, FS, both).reasons == ("lost_channel",)
+    assert quality.inspect(np.stack([x[0], np.full(N, 2.0, np.float32)]), FS, both).reasons == ("lost_channel",)
+    swapped = quality.inspect(x[::-1], FS, both)
+    assert swapped.reasons == ("swapped_channels",)
+    assert swapped.repaired is not None
+    np.testing.assert_allclose(swapped.repaired, x, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), level=st.floats(0.3, 30.0), n_channels=st.integers(1, 3))
+def test_a_louder_or_quieter_machine_is_no_trouble(seed: int, level: float, n_channels: int) -> None:
+    """Healthy noise at 0.3 to 30 times the level is good or, where its peaks are high, `impulses`; never withheld."""
+    x = np.float32(level) * machine(1, seed, n_channels)
+    verdict = quality.inspect(x, FS, profile(n_channels), (0.0,) * n_channels)
+    assert verdict.quality != BAD
+    assert set(verdict.reasons) <= {"impulses"}
+
+
+def test_a_growing_bearing_fault_is_never_withheld_and_always_votes() -> None:
+    """A simulated bearing from healthy to broken: no window is bad, none is taken for hum, spikes or a step."""
+    kind, fs = simulate.demo_machine(), 10240.0
+    rng = np.random.default_rng(1)
+    healthy = simulate.vibration(kind, 2 * 8192, simulate.constant(0.0), rng).astype(np.float32)
+    known = Profile.of(healthy.reshape(2, 1, 8192), fs)
+    seen: set[str] = set()
+    for severity in (0.0, 0.2, 0.5, 1.0):
+        x = simulate.vibration(kind, 4 * 8192, simulate.constant(severity), rng).astype(np.float32)
+        for window in x.reshape(4, 1, 8192):
+            verdict = quality.inspect(window, fs, known)
+            assert quality.votes(verdict.quality, verdict.reasons)
+            seen |= set(verdict.reasons)
+    assert seen <= {"impulses", "clipping"}
+
+
+def test_what_can_be_undone_is_undone() -> None:
+    """Hum, flipped bits and a step of the offset leave a window within a few per cent of the one before them."""
+    x = machine(1, 8)
+    for change, most in ((_hum, 0.1), (_flips, 0.05), (_step, 0.1)):
+        verdict = quality.inspect(change(x), FS, profile(), (0.0,))
+        assert verdict.repaired is not None
+        assert float((verdict.repaired - x).std()) < most
+
+
+def test_without_a_profile_the_absolute_checks_go_on() -> None:
+    """Of the faults above those that need no healthy window are named without one; a healthy window is good."""
+    assert quality.inspect(machine(1, 3), FS).quality == GOOD
+    for name in ("NaN", "one value", "hangs", "zeros", "every sample twice", "clipped", "bits flip"):
+        _, reason, change = FAULTS[name]
+        assert quality.inspect(change(machine(1, 3)), FS).reasons[:1] == (reason,), name
+
+
+def test_a_profile_can_be_stored_and_joined() -> None:
+    """Through msgpack and back it is equal; windows joined one by one give about the profile of them all."""
+    windows = machine(12, 2, 2).reshape(2, 12, N).swapaxes(0, 1)
+    whole = Profile.of(windows, FS)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(whole), type=Profile) == whole
+    joined = Profile.of(windows[:1], FS)
+    for n, window in enumerate(windows[1:], 1):
+        joined = joined.joined(Profile.of(window[None], FS), n)
+    np.testing.assert_allclose(joined.rms, whole.rms, rtol=0.02)
+    np.testing.assert_allclose(joined.bands, whole.bands, atol=0.2)
+    assert joined.peak == pytest.approx(whole.peak)
+    with pytest.raises(ValueError, match="finite"):
+        Profile.of(np.full((1, 1, 8), np.nan, np.float32), FS)
+
+
+def test_only_a_low_rail_has_no_vote() -> None:
+    """From the row alone: bad does not vote, suspect does, but not where the sensor saturates below healthy peaks."""
+    assert quality.votes(GOOD, ())
+    assert quality.votes(SUSPECT, ("clipping",))
+    assert not quality.votes(SUSPECT, ("clipping", "rail_low"))
+    assert not quality.votes(BAD, ("stuck",))
+
+
+# ---------------------------------------------------------------- the quality alarm
+
+
+def told(slots: list[tuple[str, ...]]) -> list[tuple[int, list[str], bool]]:
+    """(slot, reasons, active) of every event."""
+    state, out = Trouble(), []
+    for i, reasons in enumerate(slots):
+        state, event = trouble.note(state, reasons, T0 + i, Alarm(), "a/s")
+        if event is not None and event.extra is not None:
+            alarm = event.extra["quality_alarm"]
+            out.append((i, alarm["reasons"], alarm["active"]))
+    return out
+
+
+def test_three_of_five_begin_it_and_two_clean_ones_end_it() -> None:
+    """Single faults are no episode; hum at every other window is one, once; the end names all that was in it."""
+    hum, gap, ok = ("hum",), ("gap",), ()
+    assert told([hum, ok, ok, ok, ok, hum, ok, hum, ok, ok, ok]) == []
+    assert told([hum, ok, hum, gap, hum, ok, hum, ok, ok, ok]) == [
+        (3, ["hum", "gap"], True),
+        (8, ["hum", "gap"], False),
+    ]
+    assert told([("signal_lost",), ("signal_lost",), ok, ok]) == [(0, ["signal_lost"], True), (3, ["signal_lost"], False)]
+    assert told([("low_level",)] * 9) == []
+    assert told([("impulses",)] * 9) == []
+
+
+def test_an_episode_has_one_id_over_a_restart() -> None:
+    """Stored and loaded in the middle, the end goes out under the id of the beginning, with its since."""
+    state, begin = trouble.note(Trouble(), ("signal_lost",), T0, Alarm(), "a/s")
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=Trouble)
+    for i in (1, 2):
+        state, end = trouble.note(state, (), T0 + i, Alarm(), "a/s")
+    assert begin is not None
+    assert end is not None
+    assert (begin.alarm_id, begin.since) == (end.alarm_id, end.since)
+    assert begin.event_id != end.event_id
+    assert state.counts == {"signal_lost": 1}
+
+
+# ---------------------------------------------------------------- through the pipeline
+
+
+@pytest.fixture(scope="module")
+def rms(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """RMS of 256-point windows at 1 kHz, history of two."""
+    bundle = make_indicator_bundle(tmp_path_factory.mktemp("bundle") / "rms", context=Context("windows", 2))
+    return replace(offline.pipeline_for(bundle), layout=PayloadLayout("f32le", 1, "ts_seq"))
+
+
+def send(ready: Pipeline, chunks: list[Chunk], state: Any = None) -> tuple[Any, list[Any], list[Any], list[str]]:
+    """State, rows, transitions and drop reasons of these messages."""
+    state = pipeline.initial(ready) if state is None else state
+    rows, transitions, drops = [], [], []
+    for chunk in chunks:
+        state, outcome = pipeline.step(ready, state, payloads.encode(chunk, ready.layout), (chunk.t or 0.0) + 0.3)
+        rows += outcome.measured
+        transitions += [t for _, t in outcome.transitions]
+        drops += [outcome.dropped.reason] if outcome.dropped else []
+    return state, rows, transitions, drops
+
+
+def noise(n: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((1, n)).astype(np.float32)
+
+
+def chunks(x: np.ndarray, first: int = 0, m: int = 256, stretch: float = 1.0, t: float = T0) -> list[Chunk]:
+    return [
+        Chunk(x[:, i * m : (i + 1) * m].copy(), t=t + (first + stretch * i) * m / 1000.0, seq=first + i)
+        for i in range(x.shape[1] // m)
+    ]
+
+
+def test_a_bad_window_has_a_row_and_no_score_and_breaks_the_history(rms: Pipeline) -> None:
+    """Zeros between healthy windows: rows without score, one episode, then a history that fills again and scores."""
+    x = noise(12 * 256)
+    x[:, 4 * 256 : 7 * 256] = 0.0
+    state, rows, transitions, _ = send(rms, chunks(x))
+    assert [m.score is not None for m in rows] == [False, *[True] * 3, *[False] * 4, *[True] * 4]
+    assert [m.reasons for m in rows[4:7]] == [("signal_lost",)] * 3
+    assert [m.quality for m in rows[7:]] == [GOOD] * 5
+    assert [t.type for t in transitions] == ["quality"] * 2
+    assert state.trouble.episode is None
+    again = pipeline.load(rms, pipeline.dump(state))
+    assert again is not None
+    assert again.trouble == state.trouble
+
+
+def test_a_crossing_counts_only_where_it_survives_the_repair(rms: Pipeline) -> None:
+    """Flipped bits alone never cross the limit; on a machine three times as loud the same bits hide nothing."""
+    for level, events in ((1.0, []), (3.0, ["new"])):
+        x = np.float32(level) * noise(16 * 256, 3)
+        x[:, 4 * 256 :: 97] += np.float32(40.0)
+        _, rows, transitions, _ = send(rms, chunks(x))
+        assert "spikes" in rows[8].reasons
+        assert [t.type for t in transitions if t.type != "quality"][: len(events) + 1] == events
+        assert (rows[8].ratio >= 1.0) == (level > 1.0)
+
+
+def test_a_sensor_that_saturates_low_is_scored_and_does_not_vote(rms: Pipeline) -> None:
+    """Clipped windows have their score; neither they nor the history they leave raise or hold an alarm."""
+    x = noise(14 * 256)
+    x[:, 4 * 256 : 9 * 256] = x[:, 4 * 256 : 9 * 256].clip(-1.0, 1.0)
+    state, rows, transitions, _ = send(rms, chunks(x))
+    assert [m.quality for m in rows[4:9]] == [SUSPECT] * 5
+    assert all(m.score is not None and m.reasons == ("clipping", "rail_low") for m in rows[4:9])
+    assert rows[9].score is None, "its history would hold clipped windows"
+    assert rows[10].score is not None
+    assert {t.type for t in transitions} == {"quality"}
+    assert len(state.alarm.ratios) == 5
+
+
+def test_half_the_rate_is_told_by_the_times_of_messages(rms: Pipeline) -> None:
+    """Messages twice as far apart as their samples say are dropped as wrong_rate; at the right rate it goes on."""
+    good = chunks(noise(10 * 64, 1), m=64)
+    slow = chunks(noise(16 * 64, 2), m=64, stretch=2.0, t=good[-1].t + 0.064)  # type: ignore[operator]
+    after = chunks(noise(16 * 64, 3), m=64, t=slow[-1].t + 0.128)  # type: ignore[operator]
+    stream = [replace(c, seq=i) for i, c in enumerate([*good, *slow, *after])]
+    state, rows, transitions, drops = send(rms, stream)
+    assert set(drops) == {"wrong_rate"}
+    assert len(drops) >= 10
+    assert [t.extra["quality_alarm"]["reasons"][0] for t in transitions if t.extra] == ["wrong_rate"] * 2
+    assert rows[-1].quality == GOOD
+    assert state.trouble.episode is None
+
+
+def test_snapshots_and_lost_messages_are_no_wrong_rate(rms: Pipeline) -> None:
+    """A window every ten minutes, a window every second one, and a stream of which every other message is lost."""
+    x = noise(12 * 256)
+    for stretch in (2344.0, 2.0):
+        state, rows, _, drops = send(rms, chunks(x, stretch=stretch))
+        assert (len(rows), drops, state.trouble.counts) == (12, [], {})
+    *_, drops = send(rms, chunks(x, m=64)[::2])
+    assert drops == []
+
+
+def test_gaps_and_repeats_are_told_of(rms: Pipeline) -> None:
+    """A stream that loses every third message, and one that sends each twice, have their quality alarm by name."""
+    whole = chunks(noise(24 * 256), m=64)
+    for stream, reason in (([c for i, c in enumerate(whole) if i % 3], "gap"), ([c for c in whole for _ in (0, 1)], "duplicate")):
+        _, _, transitions, _ = send(rms, stream)
+        assert transitions[0].extra is not None
+        assert transitions[0].extra["quality_alarm"]["reasons"][0] == reason
+
+
+def test_a_sensor_far_below_the_bundles_level_can_be_commissioned(rms: Pipeline) -> None:
+    """At a fiftieth of the level the bundle's profile calls the machine off; commissioning learns its own, and judges by it."""
+    ready = replace(rms, threshold=replace(rms.threshold, value=5.0))
+    x = np.float32(0.02) * noise(400 * 256, 7)
+    stream = chunks(x)
+    state, rows, _, _ = send(ready, stream[:5])
+    assert {m.reasons for m in rows} == {("low_level",)}
+    state, _ = pipeline.commission(ready, state, "start", T0)
+    state, rows, _, _ = send(ready, stream[5:], state)
+    assert state.commissioning.phase == "armed", state.commissioning.reason
+    assert state.profiles.acting is not None
+    assert state.profiles.acting.rms == pytest.approx([0.02], rel=0.1)
+    assert rows[-1].quality == GOOD
+    last = chunks(np.float32(0.0004) * noise(3 * 256, 8), first=400)
+    _, rows, _, _ = send(ready, last, state)
+    assert {m.reasons for m in rows} == {("low_level",)}
+
+
+@needs_mosquitto
+def test_the_agent_says_bad_data_and_online_again(tmp_path: Path, broker: Broker, listen: Listen) -> None:
+    """A sensor that goes dead: status, an event of type quality, health by reason, state; all clear after it; no alarm."""
+    path = write_plant(tmp_path, broker.port)
+    ear = listen("edge/#")
+    with Agent(path) as agent:
+        ear.wait("edge/t/status")
+        for seq in range(8):
+            ear.publish("plant/a", message(seq, 0.0 if 3 <= seq < 5 else 1.0))
+        events = [msgspec.json.decode(e) for e in ear.wait("edge/t/s/a/event", 2)]
+        until(lambda: ear.on("edge/t/s/a/status")[-1:] == [b"online"])
+        health = until(lambda: next((h["quality"] for h in ear.json("edge/t/health") if h["quality"]), None))
+        rows = agent.rows("SELECT type FROM events")
+    assert [(e["type"], e["severity"], e["quality_alarm"]["active"]) for e in events] == [
+        ("quality", None, True),
+        ("quality", None, False),
+    ]
+    assert events[0]["quality_alarm"]["reasons"] == ["signal_lost"]
+    assert events[0]["alarm_id"] == events[1]["alarm_id"]
+    assert b"bad_data" in ear.on("edge/t/s/a/status")
+    assert health == {"a": {"signal_lost": 2}}
+    assert rows == [("quality",)] * 2
