@@ -42,6 +42,8 @@ TABLE: dict[tuple[str, str], tuple[str, str]] = {
     (SHLVD, "expire_normal"): (NORM, "end"),
 }
 
+#: What the votes of a window can turn; "return" is split by policy in the table.
+RAISE, RETURN, SEVERITY = "raise", "return", "severity"
 COMMANDS = ("ack", "reset", "shelve", "unshelve")
 #: Event types of the machine alarm; all others are told beside it and change nothing of it.
 MACHINE = ("new", "update", "end")
@@ -145,39 +147,45 @@ def step(
     k, n = policy.vote
     ratios = (*alarm.ratios, ratio)[-n:]
     voted = sum(r >= policy.warning_ratio for r in ratios) >= k
-    clear = all(r < policy.warning_ratio * (1.0 - policy.deadband) for r in ratios)
+    clear = all(r < return_ratio(policy) for r in ratios)
     raise_since = (t if alarm.raise_since is None else alarm.raise_since) if voted else None
     return_since = (t if alarm.return_since is None else alarm.return_since) if clear else None
-    condition = alarm.condition
-    if not condition and raise_since is not None and t - raise_since >= policy.on_delay_s:
-        condition = True
-    elif condition and return_since is not None and t - return_since >= policy.off_delay_s:
-        condition = False
-    severity = alarm.severity
-    if condition:
-        grave = sum(r >= policy.alarm_ratio for r in ratios) >= k
-        severity = ALARM if grave or (severity == ALARM and alarm.condition) else WARNING
-    was = alarm
-    alarm = replace(
-        alarm,
-        ratios=ratios,
-        raise_since=raise_since,
-        return_since=return_since,
-        condition=condition,
-    )
-    if condition and not was.condition:
-        cause = "raise"
-    elif was.condition and not condition:
-        cause = "return_" + (
-            "latching" if policy.latching else "require_ack" if policy.require_ack else "plain"
-        )
-    elif condition and severity == ALARM and was.severity != ALARM:
-        cause = "severity"
-    else:
-        return alarm, None
-    if cause in ("raise", "severity"):
-        alarm = replace(alarm, severity=severity)
-    return _apply(alarm, cause, t, key)
+    alarm = replace(alarm, ratios=ratios, raise_since=raise_since, return_since=return_since)
+    grave = sum(r >= policy.alarm_ratio for r in ratios) >= k
+    if not alarm.condition and _held(raise_since, t, policy.on_delay_s):
+        return turn(alarm, policy, RAISE, t, key, grave)
+    if alarm.condition and _held(return_since, t, policy.off_delay_s):
+        return turn(alarm, policy, RETURN, t, key)
+    if alarm.condition and grave and alarm.severity != ALARM:
+        return turn(alarm, policy, SEVERITY, t, key, grave)
+    return alarm, None
+
+
+def turn(
+    alarm: Alarm, policy: AlarmPolicy, what: str, t: float, key: str, grave: bool = False
+) -> tuple[Alarm, Transition | None]:
+    """What the votes say: RAISE, RETURN, or SEVERITY (it has become grave); at most one a window."""
+    if what == RETURN:
+        alarm = replace(alarm, condition=False)
+        how = "latching" if policy.latching else "require_ack" if policy.require_ack else "plain"
+        return _apply(alarm, f"{RETURN}_{how}", t, key)
+    alarm = replace(alarm, condition=True, severity=ALARM if grave else WARNING)
+    return _apply(alarm, what, t, key)
+
+
+def return_ratio(policy: AlarmPolicy) -> float:
+    """Below it every one of the last n ratios must lie for an alarm to return."""
+    return policy.warning_ratio * (1.0 - policy.deadband)
+
+
+def milliseconds(t: float) -> int:
+    """A time or delay as delays are counted: in the whole milliseconds that a row of the database has, so that stored
+    rows give the same alarms again."""
+    return round(t * 1000.0)
+
+
+def _held(since: float | None, t: float, delay_s: float) -> bool:
+    return since is not None and milliseconds(t) - milliseconds(since) >= milliseconds(delay_s)
 
 
 def command(

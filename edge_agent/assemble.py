@@ -17,6 +17,8 @@ from edge_agent.windowing import WindowSpec
 
 #: Rate of a re-fit where neither the configuration nor the bundle names one.
 DEFAULT_RATE = 1e-3
+#: A fault that must last longer before anybody is told is as good as never told.
+LONGEST_RAISE_S = 30 * 86400.0
 
 
 def load(path: Path) -> Config:
@@ -132,6 +134,7 @@ def _pipeline(
             )
         )
     window = _window(where, sensor, bundle, problems)
+    problems += _never(where, sensor, bundle, window)
     threshold, source = _threshold(where, sensor.threshold, bundle, problems)
     if problems:
         return problems
@@ -198,6 +201,32 @@ def _window(where: str, sensor: SensorConfig, bundle: Bundle, problems: list[Pro
     if given.hop_s is not None:
         hop = max(1, round(given.hop_s * sensor.fs_hz))
     return WindowSpec(sensor.fs_hz, n, hop, len(sensor.channels), sensor.silent_after_s)
+
+
+def _never(where: str, sensor: SensorConfig, bundle: Bundle, window: WindowSpec) -> list[Problem]:
+    """Settings that are sound each by itself and together can raise no alarm."""
+    problems: list[Problem] = []
+    hop_s, (k, n), delay_s = window.hop_samples / window.fs_hz, sensor.policy.vote, sensor.policy.on_delay_s
+    raise_s = (k - 1) * hop_s + delay_s
+    if raise_s > LONGEST_RAISE_S:
+        problems.append(
+            Problem(
+                f"{where}.alarm",
+                f"vote [{k}, {n}] at a window every {hop_s:g} s and on_delay_s {delay_s:g}: {raise_s / 86400.0:.3g} days",
+                f"at most {LONGEST_RAISE_S / 86400.0:g} days from the first crossing to the alarm; lower vote, on_delay_s or window.hop_s",
+            )
+        )
+    context, pause_s = bundle.manifest.features.context, (window.hop_samples - window.n_samples) / window.fs_hz
+    if context.over == "windows" and context.width > 1 and context.max_gap_s is not None and pause_s > context.max_gap_s:
+        problems.append(
+            Problem(
+                f"{where}.window.hop_s",
+                f"{hop_s:g}",
+                f"at most {context.max_gap_s + window.n_samples / window.fs_hz:g}: {bundle.path} scores {context.width} windows "
+                f"together that lie at most {context.max_gap_s:g} s apart, so none would ever be scored",
+            )
+        )
+    return problems
 
 
 def _threshold(

@@ -1,7 +1,7 @@
 """How good a bundle is, by the TFLite file as shipped and the agent's own alarm engine.
 
 recordings ─► Judge (features, TFLite, score) ─► AUC, pAUC        anomalous windows against normal ones
-                │                            └─► alarms.step ─►  false alarms per day, detection delay
+                │                            └─► episodes    ─►  false alarms per day, detection delay
                 └─► baselines without training ─► AUC, pAUC       beside, on the same windows
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent import alarms
 from edge_agent import bundle as bundles
-from edge_agent.alarms import Alarm, AlarmPolicy
+from edge_agent import episodes
+from edge_agent.alarms import AlarmPolicy
 from edge_agent.bundle import Bundle
 from edge_agent.errors import RecordingError
 from edge_agent.offline import score_recording
@@ -200,12 +200,7 @@ def _compared(bundle: Bundle, scored: list[Scored], healthy: Sequence[Found], ma
 
 def events(ratios: Iterable[float], ends: Iterable[float], policy: AlarmPolicy) -> list[int]:
     """Numbers of the windows at which the agent would raise a new alarm."""
-    alarm, raised = Alarm(), []
-    for i, (ratio, t) in enumerate(zip(ratios, ends, strict=True)):
-        alarm, transition = alarms.step(alarm, policy, float(ratio), float(t), "evaluate")
-        if transition is not None and transition.type == "new":
-            raised.append(i)
-    return raised
+    return episodes.onsets(list(ratios), list(ends), policy)
 
 
 def evaluate(
