@@ -1,6 +1,6 @@
 # What CI runs, runnable by hand. The virtual environment is made on first need and kept up to date.
 #
-# Targets that verify (demo, bench, commission, ims, quality, results, sound) end their stdout with one line of JSON; all else goes to stderr.
+# Targets that verify (demo, bench, budget, commission, ims, quality, results, sound) end their stdout with one line of JSON; all else goes to stderr.
 # DATA=DIR on the command line names the folder of public data (default ../shared/data); make hands it on
 # in the environment by itself.
 
@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 BUNDLES := bearing-lstm-ae generic-vibration demo-lstm-ae demo-deep-svdd demo-vae demo-svdd-vae fan-wgan-gp sound-mobilenet-v2 sound-weak-ae
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench commission ims models quality results sound
+.PHONY: help demo test check bench budget commission ims models quality results sound
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -31,6 +31,9 @@ check: $(VENV)/.installed-all  ## ruff, mypy --strict, import contracts
 
 bench: $(VENV)/.installed-all  ## speed and memory, beside the usual libraries in the same run
 	@$(BIN)/python -m benchmarks
+
+budget: $(VENV)/.installed-all  ## does a promised number of false alarms hold? 18 processes, 20 records each
+	@$(BIN)/python -m benchmarks.budget --write
 
 commission: $(VENV)/.installed-all  ## commissioning on machines drawn at run time, then a fault; and what is refused
 	@$(BIN)/python -m benchmarks.commission --write

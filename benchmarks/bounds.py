@@ -37,3 +37,7 @@ STAGED = {"slack": 0.0}
 #: Commissioning from the generic bundle: events before the fault begins, on all machines together; shares of machines that are
 #: armed, whose fault is found before it is fully grown, and that are refused when commissioned at severity `faulty`.
 COMMISSION = {"events_before": 0, "armed": 1.0, "found": 1.0, "refused": 1.0, "faulty": 0.5}
+
+#: `make budget`: true ÷ promised events: the median of a cell's draws, and the span that `share` of them lies in; what must
+#: be promised for independent and weakly correlated gamma and log-normal scores, in seconds an event.
+BUDGET = {"median": (0.5, 2.0), "draws": (0.3, 3.0), "share": 0.9, "must_s": 7 * 86400.0}

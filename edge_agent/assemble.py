@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edge_agent import budget, drift, installed, thresholds
 from edge_agent import bundle as bundles
-from edge_agent import drift, installed, thresholds
+from edge_agent.budget import Budget
 from edge_agent.bundle import Bundle
 from edge_agent.config import Config, SensorConfig, ThresholdOverride, WindowOverride
 from edge_agent.config import load as load_config
@@ -136,6 +137,8 @@ def _pipeline(
     window = _window(where, sensor, bundle, problems)
     problems += _never(where, sensor, bundle, window)
     threshold, source = _threshold(where, sensor.threshold, bundle, problems)
+    if sensor.false_alarms is not None:
+        threshold, source = _budgeted(where, sensor, sensor.false_alarms, bundle, window, problems)
     if problems:
         return problems
     return Pipeline(
@@ -157,6 +160,7 @@ def _pipeline(
         max_payload_bytes=sensor.max_payload_bytes,
         regime=sensor.regime,
         reference=drift.reference(bundle.calibration),
+        budget_s=None if sensor.false_alarms is None else sensor.false_alarms.per_s,
     )
 
 
@@ -227,6 +231,20 @@ def _never(where: str, sensor: SensorConfig, bundle: Bundle, window: WindowSpec)
             )
         )
     return problems
+
+
+def _budgeted(
+    where: str, sensor: SensorConfig, wanted: Budget, bundle: Bundle, window: WindowSpec, problems: list[Problem]
+) -> tuple[Threshold, str]:
+    """The limit that keeps the number of false alarms which the configuration allows."""
+    # What the calibration windows say of each other holds for windows as far apart as they were.
+    hop_s = bundle.interval_s or window.hop_samples / window.fs_hz
+    try:
+        promise = budget.fit(bundle.calibration, hop_s, sensor.policy, wanted, floor=bundle.threshold.value)
+        return promise.threshold, "config"
+    except ValueError as error:
+        problems.append(Problem(f"{where}.false_alarms", str(wanted), f"a budget {bundle.path} can carry: {error}"))
+        return bundle.threshold, "bundle"
 
 
 def _threshold(

@@ -2,7 +2,8 @@
 
     models/NAME/  bundle.json       what follows, typed as `Manifest`
                   model.tflite      absent for `indicator`
-                  calibration.npz   scores (n,) of healthy windows in time order; group (n,) class of each
+                  calibration.npz   scores (n,) of healthy windows in time order; group (n,) class of each; start (n,)
+                                    time of each window's first sample, s, where the recordings tell
                   score.npz         arrays of the score rule, where it has some: a centre, references, the
                                     dense layers that Grad-CAM goes back through
                   golden.npz        windows (k, C, n) int16 and window_scale; features (m, v, F), k <= m;
@@ -86,7 +87,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. sha256 is that of bundle.json, which holds those of all other files."""
+    """A verified bundle. sha256 is that of bundle.json, which holds those of all other files.
+
+    interval_s : from one calibration window to the next; None where the recordings did not tell
+    """
 
     path: Path
     manifest: Manifest
@@ -94,6 +98,7 @@ class Bundle:
     judge: Judge
     threshold: Threshold
     calibration: F64
+    interval_s: float | None = None
 
 
 def sha256(data: bytes) -> str:
@@ -121,7 +126,7 @@ def load(
     files = _verified_files(path, manifest)
     try:
         features = FeatureSet(manifest.features)
-        rule, threshold, calibration = _for_machine(manifest, files, machine)
+        rule, threshold, calibration, interval_s = _for_machine(manifest, files, machine)
         scorer = scoring.build(rule, _arrays(files))
         model = _model(manifest, features, files)
     except (ValueError, TypeError, KeyError) as error:
@@ -137,7 +142,7 @@ def load(
     if rule.kind == "indicator" and rule.params["index"] >= n:
         raise BundleError(f"{path}: bundle.json: indicator index {rule.params['index']} for {n} features")
     bundle = Bundle(
-        path, manifest, sha256(text), Judge(features, model, scorer, mean, std), threshold, calibration
+        path, manifest, sha256(text), Judge(features, model, scorer, mean, std), threshold, calibration, interval_s
     )
     if golden:
         verify_golden(bundle, files, manifest)
@@ -219,6 +224,7 @@ def write(
     model: bytes | None,
     calibration: F64,
     groups: Any | None,
+    starts: Any | None = None,
     golden_windows: F32,
     golden_features: F32,
     card: str,
@@ -260,6 +266,8 @@ def write(
     healthy: dict[str, Any] = {"scores": np.asarray(calibration, np.float64)}
     if groups is not None:
         healthy["group"] = np.asarray(groups, np.int16)
+    if starts is not None:
+        healthy["start"] = np.asarray(starts, np.float64)
     files[CALIBRATION] = _npz(**healthy)
     files[GOLDEN] = _npz(windows=windows, window_scale=np.float64(scale), features=features, scores=scores)
     files[CARD] = card.encode()
@@ -323,18 +331,28 @@ def _npz_arrays(files: dict[str, bytes], name: str) -> dict[str, Any]:
 
 def _for_machine(
     manifest: Manifest, files: dict[str, bytes], machine: str | None
-) -> tuple[ScoreRule, Threshold, F64]:
+) -> tuple[ScoreRule, Threshold, F64, float | None]:
     data = _npz_arrays(files, CALIBRATION)
     scores: F64 = data["scores"].astype(np.float64)
     groups = data.get("group")
     rule, threshold = manifest.score, manifest.threshold
     if groups is None or not manifest.classes:
-        return rule, threshold, scores
+        return rule, threshold, scores, _interval(data.get("start"))
     target = manifest.classes.index(machine) if machine in manifest.classes else int(rule.params["target"])
     if target != rule.params["target"]:
         rule = replace(rule, params={**rule.params, "target": target})
         threshold = manifest.limits[manifest.classes[target]]
-    return rule, threshold, scores[groups == target]
+    own = groups == target
+    return rule, threshold, scores[own], _interval(None if "start" not in data else data["start"][own])
+
+
+def _interval(start: Any | None) -> float | None:
+    """Seconds from one calibration window to the next, usually; None where most of them do not tell."""
+    if start is None or len(start) < 3:
+        return None
+    step = np.diff(start.astype(np.float64))
+    usual = float(np.median(step))
+    return usual if usual > 0.0 and math.isfinite(usual) else None
 
 
 def _manifest(path: Path, text: bytes) -> Manifest:

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent import drift, regimes, thresholds
+from edge_agent import budget, drift, regimes, thresholds
+from edge_agent.alarms import AlarmPolicy
+from edge_agent.budget import Budget
 from edge_agent.drift import Reference
 from edge_agent.signals import F32, F64
 from edge_agent.thresholds import Threshold
@@ -148,6 +150,7 @@ class Plan:
 
     windows, for_s : learning and verifying together take so many windows and seconds at least
     rate           : promised share of healthy windows above the limit
+    budget_s, policy : instead, one false alarm in so many seconds by this policy
     healthy        : a person vouches for the machine: the bundle's limit may be wrong about it, within bounds
     normals        : whether the bundle's features may be shifted and scaled
     clusters       : number of clustered regimes; 0 for none or a topic
@@ -159,6 +162,8 @@ class Plan:
     healthy: bool = False
     method: str = "gamma"
     rate: float = 1e-4
+    budget_s: float | None = None
+    policy: AlarmPolicy | None = None
     normals: bool = True
     clusters: int = 0
     regimes: bool = False
@@ -431,7 +436,7 @@ def _verify(c: Commissioning, seen: Seen, bundle: str) -> Commissioning:
         return replace(c, percent=40 + int(50.0 * done), going=p)
     if p.checked and p.n_verified < 1.1 * p.checked:
         return replace(c, going=p)
-    found, note = _converged(plan, p)
+    found, note = _converged(plan, p, 0.0 if p.verified is None else seen.end - p.verified)
     p = replace(p, checked=p.n_verified, note=note)
     if not found:
         if p.n_verified >= GIVE_UP:
@@ -604,8 +609,11 @@ def _with_range(p: Progress, regime: str, value: float | None) -> Progress:
 # ---------------------------------------------------------------------------- convergence
 
 
-def _converged(plan: Plan, p: Progress) -> tuple[tuple[RegimeLimit, ...], str]:
-    """The limits where the scores of every regime that has enough of them have converged; else () and why not yet."""
+def _converged(plan: Plan, p: Progress, span_s: float) -> tuple[tuple[RegimeLimit, ...], str]:
+    """The limits where the scores of every regime that has enough of them have converged; else () and why not yet.
+
+    span_s : event time over which the scores came
+    """
     found = []
     notes = []
     for i, name in enumerate(p.names):
@@ -617,6 +625,14 @@ def _converged(plan: Plan, p: Progress) -> tuple[tuple[RegimeLimit, ...], str]:
         where = f"{name}: " if name else ""
         if threshold is None:
             return (), where + note
+        if plan.budget_s is not None and plan.policy is not None:
+            try:
+                hop_s = max(span_s / max(p.scores.size, 1), 1e-3)
+                promise = budget.fit(scores, hop_s, plan.policy, Budget(plan.budget_s), floor=threshold.value)
+            except ValueError as error:
+                return (), where + str(error)
+            threshold = promise.threshold
+            note += f"; {promise.statement or f'{promise.wanted} is kept'}"
         low, high = p.ranges[i]
         known = low <= high
         found.append(RegimeLimit(name, threshold, low if known else None, high if known else None))

@@ -24,8 +24,9 @@ from typing import Any
 
 import yaml
 
-from edge_agent import payloads, regimes, thresholds
+from edge_agent import budget, payloads, regimes, thresholds
 from edge_agent.alarms import AlarmPolicy
+from edge_agent.budget import Budget
 from edge_agent.errors import ConfigError, Problem
 from edge_agent.payloads import PayloadLayout
 
@@ -103,6 +104,7 @@ class SensorConfig:
     window: WindowOverride | None
     threshold: ThresholdOverride | None
     policy: AlarmPolicy
+    false_alarms: Budget | None
     silent_after_s: float
     max_payload_bytes: int
     max_messages_per_s: float | None = None
@@ -227,6 +229,13 @@ def _scale(value: Any) -> float:
     return float(value)
 
 
+def _budget(value: Any) -> Budget:
+    try:
+        return budget.parse(value if isinstance(value, str) else "")
+    except ValueError:
+        raise _Wrong("so many events in a time, such as 1 per 30 d (s, min, h, d; 1 per 1 min to 1 per 3660 d)") from None
+
+
 def _topic(value: Any) -> str:
     expected = "a literal topic such as plant/pump-1/waveform, without + # and not beginning with $ or /"
     if not isinstance(value, str) or not value or value[0] in "$/" or any(c in value for c in "+#\0"):
@@ -283,6 +292,7 @@ KEYS: dict[str, Key] = {
     "sensors.*.threshold.method": Key(_choice(*thresholds.METHODS)),
     "sensors.*.threshold.false_alarm_rate": Key(_number(1e-6, 0.5, "a window")),
     "sensors.*.threshold.value": Key(_number(0, 1e30, above=True)),
+    "sensors.*.false_alarms": Key(_budget),
     "sensors.*.alarm.vote": Key(_vote, (3, 5)),
     "sensors.*.alarm.on_delay_s": Key(_number(0, 1e6, "s"), 0.0),
     "sensors.*.alarm.off_delay_s": Key(_number(0, 1e6, "s"), 0.0),
@@ -523,6 +533,10 @@ class _Parser:
                 f"{where}.threshold", "value and method or false_alarm_rate", "a value, or what to fit"
             )
         regime = self.regime(where, v, base)
+        if v.get("false_alarms") is not None and any(
+            v.get(f"threshold.{k}") is not None for k in ("value", "method", "false_alarm_rate")
+        ):
+            self.wrong(f"{where}.false_alarms", str(v["false_alarms"]), "this or a threshold: a budget sets the limit itself")
         warning, alarm = v.get("alarm.warning_ratio"), v.get("alarm.alarm_ratio")
         if warning is not None and alarm is not None and alarm < warning:
             self.wrong(f"{where}.alarm.alarm_ratio", alarm, f"at least warning_ratio ({warning:g})")
@@ -544,6 +558,7 @@ class _Parser:
             window=None if window == WindowOverride() else window,
             threshold=None if threshold == ThresholdOverride() else threshold,
             policy=AlarmPolicy(**{k[6:]: v[k] for k in v if k.startswith("alarm.")}),
+            false_alarms=v["false_alarms"],
             silent_after_s=v["silent_after_s"],
             max_payload_bytes=v["max_payload_bytes"],
             regime=regime,

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import msgspec
 
-from edge_agent import __version__, host, pipeline, store
+from edge_agent import __version__, budget, host, pipeline, store
 from edge_agent.assemble import assemble, load, shadows, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
@@ -144,6 +144,18 @@ class Daemon:
             len(sensors),
             "" if len(sensors) == 1 else "s",
         )
+        self._tell_budgets()
+
+    def _tell_budgets(self) -> None:
+        """What can be promised of the false alarms that the configuration allows, for each sensor that has a budget."""
+        for name, ready in self._pipelines.items():
+            told = budget.told(ready.threshold)
+            if told is None:
+                continue
+            if told["promised"] == told["wanted"]:
+                log.info("sensor %s: false alarms: %s is kept", name, told["wanted"])
+            else:
+                log.warning("sensor %s: false alarms: %s", name, ready.threshold.warning)
 
     def tick(self) -> bool:
         """The main thread's round: reload, health, is everybody alive. False: give up and be restarted."""
@@ -321,6 +333,7 @@ class Daemon:
                             "hop": self._pipelines[name].window.hop_samples,
                         },
                         "threshold": self._pipelines[name].threshold.value,
+                        "false_alarms": budget.told(self._pipelines[name].threshold),
                         "bundle": self._pipelines[name].identity.bundle,
                         "version": self._pipelines[name].identity.version,
                         "sha256": self._pipelines[name].identity.sha256,

@@ -20,6 +20,7 @@ import numpy as np
 
 from edge_agent import (
     alarms,
+    budget,
     causes,
     commissioning,
     drift,
@@ -121,6 +122,7 @@ class Pipeline:
 
     regime    : how its operating regime is known; None where it has none
     reference : of the bundle's healthy scores, for drift; None where they cannot carry it
+    budget_s  : one false alarm in so many seconds is what the user will bear; None where nothing is said
     """
 
     identity: Identity
@@ -133,6 +135,7 @@ class Pipeline:
     max_payload_bytes: int = 1 << 20
     regime: regimes.Spec | None = None
     reference: Reference | None = None
+    budget_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -412,7 +415,8 @@ def event(
             "method": threshold.method,
             "false_alarm_rate": threshold.false_alarm_rate,
             "source": source,
-        },
+        }
+        | ({} if (promise := budget.told(threshold)) is None else {"false_alarms": promise}),
         "window": {
             "seq": m.seq,
             "start": rfc3339(m.start),
@@ -764,6 +768,8 @@ def _plan(pipeline: Pipeline, windows: int | None, for_s: float | None) -> commi
         for_s,
         method=method,
         rate=rate or COMMISSIONED_RATE,
+        budget_s=pipeline.budget_s,
+        policy=None if pipeline.budget_s is None else pipeline.policy,
         normals=pipeline.judge.model is not no_model and not whole,
         clusters=0 if spec is None else spec.clusters,
         regimes=spec is not None and spec.topic is not None,

@@ -35,6 +35,7 @@ def make_indicator_bundle(
     false_alarm_rate: float = 1e-4,
     unit: str | None = None,
     seed: int = 0,
+    starts: np.ndarray | None = None,
 ) -> Bundle:
     """Write and load a bundle whose score is `feature` of channel 0: about 1.0 for `healthy` and RMS.
 
@@ -74,6 +75,7 @@ def make_indicator_bundle(
         model=None,
         calibration=scores,
         groups=None,
+        starts=starts,
         golden_windows=windows[:2],
         golden_features=np.stack([vectors[i : i + needed] for i in range(4)]),
         card=f"# {path.name}\n\n{feature} of generated noise; for tests.\n",

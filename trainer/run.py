@@ -128,6 +128,7 @@ def run(
         model=flatbuffer,
         calibration=scores,
         groups=calibrate.group if classes else None,
+        starts=calibrate.start,
         golden_windows=windows,
         golden_features=golden,
         card=card.text(manifest, scores, None if flatbuffer is None else len(flatbuffer), warnings),
@@ -294,7 +295,7 @@ def _inputs(features: FeatureSet, vectors: F32, table: Table, part: Any, classes
         newest = part
     number = {name: i for i, name in enumerate(classes)}
     group = np.array([number.get(c.machine or "", 0) for c in table.of(newest)], np.int16)
-    return Inputs(patches, group)
+    return Inputs(patches, group, table.start[newest])
 
 
 def _thresholds(

@@ -38,10 +38,11 @@ RECONSTRUCTS = {"reconstruction": 0, "vae": 0, "ensemble": 1, "gan": 0}
 
 @dataclass(frozen=True)
 class Inputs:
-    """Model inputs of some windows: patches (s, n_patches, width, F), and the class of each window."""
+    """Model inputs of some windows: patches (s, n_patches, width, F), the class of each window, and its start in s."""
 
     patches: F32
     group: Any
+    start: Any = None
 
     def flat(self) -> F32:
         """(s · n_patches, width, F)"""
