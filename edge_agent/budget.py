@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from edge_agent import thresholds
+from edge_agent import alarms, episodes, thresholds
 from edge_agent.alarms import AlarmPolicy
 from edge_agent.signals import F64
 from edge_agent.thresholds import Threshold
@@ -468,39 +468,24 @@ _KINDS: dict[str, Callable[[F64], _Marginal]] = {"gamma": _gamma, "pot": _pot}
 def onsets(x: F64, limit: float, back: float, policy: AlarmPolicy, hop_s: float) -> Index:
     """Windows at which an alarm of this policy begins over the values x (n,), one every `hop_s` seconds.
 
-    The rules of `alarms.step` with limit and return level instead of ratios: k of the last n at or above `limit`,
-    held on_delay_s; the alarm is over once none of the last n is at or above `back`, held off_delay_s.
+    `episodes.turns` with limit and return level of any quantity instead of ratios, and only where it matters: around
+    the few values at or above the return level. Nothing else can begin, hold or end an alarm.
     """
-    k, n = policy.vote
+    n = policy.vote[1]
     hot = np.flatnonzero(x >= back)
     if not hot.size:
         return np.zeros(0, np.int64)
-    # Only stretches about a value at or above the return level can begin, hold or end anything: each is followed up
-    # to the window at which the alarm is over for certain, where the next one has not yet begun.
+    # Each stretch is followed up to the window at which the alarm is over for certain, where the next has not yet begun.
     off = 1 + math.ceil(policy.off_delay_s / hop_s - 1e-9)
     breaks = np.flatnonzero(np.diff(hot) >= n + off)
     begin, end = hot[np.r_[0, breaks + 1]], hot[np.r_[breaks, hot.size - 1]]
     length = end - begin + n + off
-    where = np.repeat(begin - np.r_[0, np.cumsum(length)[:-1]], length) + np.arange(int(length.sum()))
-    inside = where < x.size
-    value = np.where(inside, x[np.minimum(where, x.size - 1)], -np.inf)
-    voted = _last(value >= limit, n) >= k
-    delay = math.ceil(policy.on_delay_s / hop_s - 1e-9)
-    raised = voted if not delay else _last(voted, delay + 1) >= delay + 1
-    clear = _last(value >= back, n) == 0
-    returned = clear if off == 1 else _last(clear, off) >= off
-    mark = np.where(raised & inside, 1, np.where(returned, -1, 0))
-    told = np.flatnonzero(mark)
-    kinds = mark[told]
-    new = (kinds == 1) & np.r_[True, kinds[:-1] == -1]
-    return np.asarray(where[told[new]], np.int64)
-
-
-def _last(flags: NDArray[np.bool_], n: int) -> Index:
-    """How many of the last n flags are set, at every place."""
-    total = np.cumsum(flags, dtype=np.int64)
-    total[n:] -= total[:-n].copy()
-    return total
+    at = np.repeat(begin - np.r_[0, np.cumsum(length)[:-1]], length) + np.arange(int(length.sum()))
+    at = at[at < x.size]
+    value = x[at]
+    ratios = np.where(value >= limit, policy.warning_ratio, np.where(value >= back, alarms.return_ratio(policy), 0.0))
+    found = episodes.turns(ratios, at * hop_s, policy)
+    return np.asarray(at[found.at[found.raises]], np.int64)
 
 
 def normal_scores(scores: F64) -> F64:
