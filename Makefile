@@ -1,6 +1,6 @@
 # What CI runs, runnable by hand. The virtual environment is made on first need and kept up to date.
 #
-# Targets that verify (demo, bench, budget, commission, ims, quality, results, sound) end their stdout with one line of JSON; all else goes to stderr.
+# Targets that verify (demo, bench, budget, commission, ims, quality, results, sound, what-if) end their stdout with one line of JSON; all else goes to stderr.
 # DATA=DIR on the command line names the folder of public data (default ../shared/data); make hands it on
 # in the environment by itself.
 
@@ -13,10 +13,10 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 BUNDLES := bearing-lstm-ae generic-vibration demo-lstm-ae demo-deep-svdd demo-vae demo-svdd-vae fan-wgan-gp sound-mobilenet-v2 sound-weak-ae
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench budget commission ims models quality results sound
+.PHONY: help demo test check bench budget commission ims models quality results sound what-if
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
 
 demo: $(VENV)/.installed-demo  ## a broker, a simulated machine, the agent: from start to an alarm in a minute
 	@$(BIN)/edge-agent demo
@@ -49,6 +49,9 @@ sound: $(VENV)/.installed-all  ## weak supervision and machine ids on sound (nee
 
 results: $(VENV)/.installed-all  ## every method on held-out machines, into docs/results.md (needs DATA; FULL=1 for more)
 	@$(BIN)/python -m benchmarks.results --write
+
+what-if: $(VENV)/.installed-all  ## a month of windows replayed under other alarm settings: seconds, and equal to the engine
+	@$(BIN)/python -m benchmarks.what_if
 
 models: $(VENV)/.installed-all  ## train every bundle under models/ anew from its recipe (needs DATA)
 	@set -e; export OMP_NUM_THREADS=1; for name in $(BUNDLES); do \

@@ -41,3 +41,7 @@ COMMISSION = {"events_before": 0, "armed": 1.0, "found": 1.0, "refused": 1.0, "f
 #: `make budget`: true ÷ promised events: the median of a cell's draws, and the span that `share` of them lies in; what must
 #: be promised for independent and weakly correlated gamma and log-normal scores, in seconds an event.
 BUDGET = {"median": (0.5, 2.0), "draws": (0.3, 3.0), "share": 0.9, "must_s": 7 * 86400.0}
+
+#: What-if over a month of windows: processor seconds of the whole command (it has one thread: on an idle core they are seconds),
+#: and at least so many events to compare.
+WHAT_IF = {"windows": 259_200, "seconds": 2.0, "events": 20}

@@ -201,6 +201,31 @@ def _history(a: argparse.Namespace) -> int:
     return WELL
 
 
+def _what_if(a: argparse.Namespace) -> int:
+    from edge_agent import what_if
+    from edge_agent.assemble import assemble
+    from edge_agent.config import load
+
+    config = _offline_config(a)
+    settings = assemble(config)
+    chosen = settings if a.sensor is None else {a.sensor: settings[a.sensor]}
+    against = None if a.against is None else assemble(load(a.against, secrets=False))
+    columns = _Columns(sensor=20, change=10, began=24, ended=24, severity=8, before=0)
+    refused = False
+    for answer in what_if.ask(config.database, chosen, a.since, a.until, against):
+        refused |= answer.refused is not None
+        if a.json:
+            _line(answer.fields())
+            continue
+        if answer.refused is not None:
+            _say(answer.summary())
+            continue
+        print(answer.summary())
+        for row in answer.rows():
+            columns.print({"sensor": answer.sensor, **row}, alert=False)
+    return FAILED if refused else WELL
+
+
 def _export(a: argparse.Namespace) -> int:
     from edge_agent import queries
 
@@ -519,10 +544,14 @@ def _parser() -> argparse.ArgumentParser:
     e.add_argument("--alarm", metavar="ID", help="one alarm as one JSON object")
     e.add_argument("--format", choices=("csv", "json"), default="csv", help="csv; json: JSON Lines, as --json")
     e.add_argument("-o", "--out", type=Path, metavar="FILE", help="instead of stdout")
-    for q in (p, e):
+    w = add("what-if", _what_if, "what other alarm settings would have told: stored scores replayed")
+    w.add_argument("--against", type=Path, metavar="FILE", help="compare with these settings, not with what was told")
+    for q in (p, e, w):
         q.add_argument("--sensor", metavar="ID", help="of this sensor only")
         when = f"RFC 3339, or before now: 8h, 30m ({plain})"
-        q.add_argument("--since", type=moment, metavar="TIME", help=f"from then on: {when}")
+        q.add_argument(
+            "--since", type=moment, default="30d" if q is w else None, metavar="TIME", help=f"from then on: {when}"
+        )
         q.add_argument("--until", type=moment, metavar="TIME", help=f"until then: {when}")
 
     for name, what in (

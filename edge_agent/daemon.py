@@ -12,6 +12,7 @@ import logging
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 import msgspec
 
-from edge_agent import __version__, budget, host, pipeline, store
+from edge_agent import __version__, budget, host, pipeline, store, what_if
 from edge_agent.assemble import assemble, load, shadows, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Longest time a clean stop may take to work off what waits.
 DRAIN_S = 8.0
+#: What a reload looks back on.
+WHAT_IF_S = 30 * 86400.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -253,7 +256,7 @@ class Daemon:
             log.error("reload refused, the old configuration goes on: %s", error, exc_info=unforeseen)
             outcome = False, f"refused, the old configuration goes on: {error}"
         else:
-            old = self.config
+            old, before = self.config, self._pipelines
             fixed = (old.agent_id, old.mqtt, old.database) == (config.agent_id, config.mqtt, config.database)
             self.config, self._pipelines, self._refused = config, pipelines, ()
             new_routes, new_regimes = _routes(config), _regimes(config)
@@ -279,9 +282,36 @@ class Daemon:
             note = "" if fixed else "; changes of agent, mqtt and database take effect with a restart"
             outcome = True, f"reloaded: {said[0] if said else 'the worker is busy and takes over soon'}{note}"
             log.info("%s", outcome[1])
+            self._tell_what_if(before, pipelines)
         host.notify("READY=1")
         for answer in asked:
             answer(*outcome)
+
+    def _tell_what_if(self, before: dict[str, Pipeline], now: dict[str, Pipeline]) -> None:
+        """Log what the new settings would have told of the last 30 days, for the sensors whose alarm or limit changed.
+
+        In a thread of its own: on a small board a month of rows takes seconds.
+        """
+        changed = {
+            name: new
+            for name, new in now.items()
+            if (old := before.get(name)) is not None
+            and (old.policy, old.threshold.value) != (new.policy, new.threshold.value)
+        }
+        if not changed:
+            return
+        path, since = self.config.database, rfc3339(self._clock() - WHAT_IF_S)
+
+        def tell() -> None:
+            try:
+                for answer in what_if.ask(path, changed, since, against=before):
+                    log.info("what if, the last 30 days: %s", answer.summary())
+            except StoreError as error:
+                log.warning("what if: nothing can be said: %s", error)
+            except Exception:  # the agent goes on whatever becomes of this
+                log.exception("what if: failed")
+
+        threading.Thread(target=tell, name="what-if", daemon=True).start()
 
     def _health(self, since_s: float) -> bytes:
         t, stats, work = self._clock(), self._keeper.stats, self.worker.take_work()
