@@ -45,3 +45,7 @@ BUDGET = {"median": (0.5, 2.0), "draws": (0.3, 3.0), "share": 0.9, "must_s": 7 *
 #: What-if over a month of windows: processor seconds of the whole command (it has one thread: on an idle core they are seconds),
 #: and at least so many events to compare.
 WHAT_IF = {"windows": 259_200, "seconds": 2.0, "events": 20}
+
+#: `make fuzz`: at least this share of the mutated messages decodes; an input takes at most `hang_s`, a process of many is silent
+#: for at most `silent_s`; memory over the last three quarters; branches of the payload and of the configuration code in percent.
+FUZZ = {"decoded_share": 0.1, "hang_s": 5.0, "silent_s": 120.0, "growth_mib": 1.0, "coverage": 95.0}

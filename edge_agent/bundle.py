@@ -108,7 +108,7 @@ def sha256(data: bytes) -> str:
 
 def read_manifest(path: Path, verifier: Verifier | None = None) -> Manifest:
     """Parse bundle.json of the folder; raises BundleError naming the field."""
-    return _manifest(path, _trusted(path, verifier))
+    return parse_manifest(path, _trusted(path, verifier))
 
 
 def load(
@@ -122,7 +122,7 @@ def load(
     Raises BundleError with the path, what is wrong and how to mend it.
     """
     text = _trusted(path, verifier)
-    manifest = _manifest(path, text)
+    manifest = parse_manifest(path, text)
     files = _verified_files(path, manifest)
     try:
         features = FeatureSet(manifest.features)
@@ -355,10 +355,10 @@ def _interval(start: Any | None) -> float | None:
     return usual if usual > 0.0 and math.isfinite(usual) else None
 
 
-def _manifest(path: Path, text: bytes) -> Manifest:
+def parse_manifest(path: Path, text: bytes) -> Manifest:
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as error:
         raise BundleError(f"{path / 'bundle.json'}: {error}; train the bundle again") from error
     if manifest.schema != SCHEMA:
         raise BundleError(

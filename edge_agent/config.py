@@ -36,6 +36,8 @@ _REFERENCE = re.compile(r"\$\{(env|file|cred):([^}]*)\}")
 _REFERENCES = "${env:NAME}, ${file:PATH} or ${cred:NAME}"
 #: The largest message MQTT can carry.
 MAX_MQTT_BYTES = 268_435_455
+#: Values of a file, aliases counted where they are used: ten lines of them can stand for more than memory holds.
+MAX_NODES = 200_000
 
 
 @dataclass(frozen=True)
@@ -366,6 +368,7 @@ class _Parser:
     def __init__(self, path: Path, env: Mapping[str, str] | None, read_file: Callable[[Path], str]) -> None:
         self.path, self.env, self.read_file = path, env, read_file
         self.problems: list[Problem] = []
+        self._nodes = 0
         self.readable: tuple[SensorConfig, ...] = ()
 
     def stop_if_wrong(self) -> None:
@@ -392,7 +395,8 @@ class _Parser:
                 where, error.problem or "a syntax error", "valid YAML: check indentation, colons and quotes"
             )
             return {}
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+            # An escape such as "\\UFFFFFFFF" is no character, and PyYAML lets Python's error through.
             what = "too deeply nested" if isinstance(error, RecursionError) else str(error).splitlines()[0]
             self.wrong("file", what, "valid YAML")
             return {}
@@ -415,7 +419,13 @@ class _Parser:
                 where, "an alias of something that contains it", "values that do not contain themselves"
             )
             return None
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            if self._nodes == MAX_NODES + 1:
+                self.wrong("file", "aliases that multiply", f"at most {MAX_NODES} values, aliases counted where they are used")
+            return None
         if isinstance(node, yaml.ScalarNode):
+            self._characters(where or "file", node.value)
             return node.value if node.style else _scalar(node.value)
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(v, f"{where}[{i}]", (*above, id(node))) for i, v in enumerate(node.value)]
@@ -429,6 +439,8 @@ class _Parser:
                 )
                 continue
             key = str(key_node.value)
+            if not self._characters(where or "file", key):
+                continue
             inner = f"{where}.{key}" if where else key
             if key in result:
                 self.wrong(inner, f"the key twice (lines {lines[key]} and {line})", "every key once")
@@ -436,6 +448,14 @@ class _Parser:
             lines[key] = line
             result[key] = self._plain(value_node, inner, (*above, id(node)))
         return result
+
+    def _characters(self, where: str, text: str) -> bool:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.wrong(where, f"half a character (position {error.start})", "text: write the character itself, not as two \\u escapes")
+            return False
+        return True
 
     # -- plain values -> Config ----------------------------------------------------------------------
 
@@ -698,6 +718,8 @@ class _Parser:
             if self.env is None or name not in self.env:
                 raise _Wrong(f"the environment variable {name}, which is not set")
             return self.env[name]
+        if "\0" in name:
+            raise _Wrong("a path without the character NUL")
         file = self._credential(name) if kind == "cred" else self.resolve(name)
         try:
             return self.read_file(file).strip()
@@ -718,7 +740,8 @@ class _Parser:
         return Path(folder) / name
 
     def resolve(self, path: str) -> Path:
-        return Path(os.path.normpath(self.path.parent / Path(path).expanduser()))
+        # The home of somebody unknown is left as it stands: whoever opens the file names it.
+        return Path(os.path.normpath(self.path.parent / os.path.expanduser(path)))  # noqa: PTH111
 
 
 class _Unknown:

@@ -1,0 +1,122 @@
+"""A short `make fuzz`, what it has found so far, and that it finds what is planted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from benchmarks import fuzz
+from benchmarks.bounds import FUZZ
+from edge_agent import bundle, config
+from edge_agent.errors import BundleError, ConfigError
+
+COUNTS = fuzz.shares(3000, 400, 400)
+
+
+def test_some_thousand_mutants_are_decoded_or_refused_with_a_reason() -> None:
+    """A short run over every kind of input: no crash, no hang, at least a tenth of the messages decode."""
+    found = fuzz.run(11, fuzz.schedule(COUNTS, 0, 1), fuzz.corpus(), hang_s=FUZZ["hang_s"])
+    figures = fuzz.judged([found], {}, 11)
+    assert figures["missed"] == []
+    assert dict(found.inputs) == COUNTS
+    assert all(found.well[kind] for kind in COUNTS)
+    assert figures["decoded_share"] >= 0.1
+
+
+def test_what_stands_in_the_corpus_is_what_is_said_of_it() -> None:
+    """Each kind of input has an example that is well, each structured one also one that is refused."""
+    for kind, seeds in fuzz.corpus().items():
+        verdicts = {fuzz.TARGETS[kind](Random("0"), seed, seed.data) is None for seed in seeds}
+        assert True in verdicts, kind
+        if kind in ("json", "record_json", "wav", "config"):
+            assert False in verdicts, kind
+
+
+def test_a_mutant_is_made_again_by_its_name() -> None:
+    """The same seed, kind and number give the same bytes, in whatever order they are asked for."""
+    seeds = fuzz.corpus()
+    names = [("json", 7), ("config", 3), ("f32le", 0)]
+    once = [fuzz.one(3, kind, number, seeds)[0] for kind, number in names]
+    again = [fuzz.one(3, kind, number, seeds)[0] for kind, number in reversed(names)]
+    assert once == again[::-1]
+    assert once != [fuzz.one(4, kind, number, seeds)[0] for kind, number in names]
+
+
+def test_two_processes_share_out_every_number_once() -> None:
+    """What the processes try together is each (kind, number) exactly once."""
+    tried = Counter(item for worker in range(2) for item in fuzz.schedule(COUNTS, worker, 2))
+    assert tried == Counter((kind, number) for kind, n in COUNTS.items() for number in range(n))
+
+
+def crash(*_: object) -> None:
+    raise KeyError("planted")
+
+
+def hang(*_: object) -> None:
+    time.sleep(1.0)
+
+
+@pytest.mark.parametrize(("plant", "where"), [(crash, "crashes"), (hang, "hangs")])
+def test_a_planted_fault_is_found(
+    plant: Callable[..., None], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parser that raises, or that does not come back, is counted with its name, and the run is not well."""
+    monkeypatch.setitem(fuzz.TARGETS, "command", plant)
+    found = fuzz.run(1, iter([("command", 5)]), fuzz.corpus(), hang_s=0.05)
+    assert [name for name in getattr(found, where) if name.startswith("command/5")]
+    assert not fuzz.judged([found], {}, 1)["ok"]
+
+
+def test_growth_and_low_coverage_are_not_well() -> None:
+    """Memory that rises by 2 MiB over the last three quarters, or 94.9 % of the branches, fails the run."""
+    found = fuzz.Findings(Counter(json=100), Counter(json=50), rss=[(i, i * 2**20 // 15) for i in range(40)])
+    assert fuzz.growth_mib(found.rss) == pytest.approx(1.93, abs=0.01)
+    assert not fuzz.judged([found], {}, 1)["ok"]
+    well = fuzz.Findings(Counter(json=100), Counter(json=50))
+    assert fuzz.judged([well], {"config": 95.0}, 1)["ok"]
+    assert not fuzz.judged([well], {"config": 94.9}, 1)["ok"]
+
+
+def test_every_refusal_to_encode_has_its_words() -> None:
+    """A chunk that a format cannot carry is refused by its encoder with what is wrong, never cut or bent."""
+    said = fuzz.unencodable()
+    assert len(said) == 9
+    assert all(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('a: "\\UFFFFFFFF"', "valid YAML"),
+        ('"\\ud800"', "file: got 'half a character"),
+        ('"\\ud800": 1', "half a character"),
+        ('database: "${file:a\\0b}"', "without the character NUL"),
+        ("l0: &l0 [x]\n" + "".join(f"l{i + 1}: &l{i + 1} [{', '.join([f'*l{i}'] * 9)}]\n" for i in range(8)), "multiply"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_used_to_end_in_a_python_error_is_refused(text: str, words: str) -> None:
+    """What the fuzzer found in the configuration is a ConfigError that says what came."""
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, Path("/etc/config.yaml"), {}, fuzz.read_file, "pi")
+    assert words in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_the_home_of_somebody_unknown_is_a_plain_path() -> None:
+    """`~nobody-at-all/x` used to end the start in a RuntimeError; whoever opens the file names it."""
+    made = config.parse(
+        "database: ~nobody-at-all/x.db\nsensors: {a: {topic: t, payload: json, fs_hz: 1, model: m}}",
+        Path("/etc/config.yaml"), {}, fuzz.read_file, "pi",
+    )  # fmt: skip
+    assert made.database == Path("/etc/~nobody-at-all/x.db")
+
+
+def test_a_manifest_nested_beyond_reason_is_refused() -> None:
+    """bundle.json with ten thousand brackets used to end in a RecursionError; it is a BundleError that names the file."""
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        bundle.parse_manifest(Path("models/x"), b'{"name": ' + b"[" * 10_000)
