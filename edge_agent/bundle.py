@@ -67,7 +67,8 @@ class Residual:
 @dataclass(frozen=True)
 class Manifest:
     """bundle.json. `classes` are the machine ids that a log_odds or knn bundle tells apart, in the order of its
-    logits; `limits` the threshold of each, of which `threshold` is that of the rule's own target."""
+    logits; `limits` the threshold of each, of which `threshold` is that of the rule's own target. `profile`: of healthy
+    samples, for data quality; None in bundles of before, whose golden windows stand in."""
 
     schema: int
     name: str
@@ -83,6 +84,7 @@ class Manifest:
     limits: dict[str, Threshold] = field(default_factory=dict)
     unit: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ def load(
         )
     if rule.kind == "indicator" and rule.params["index"] >= n:
         raise BundleError(f"{path}: bundle.json: indicator index {rule.params['index']} for {n} features")
+    spec, told = manifest.features, manifest.profile
+    if told is not None and not told.fits(spec.fs_hz, spec.n_channels, spec.n_samples):
+        raise BundleError(
+            f"{path}: bundle.json: profile is not one of {spec.n_channels} channels of {spec.n_samples} samples at "
+            f"{spec.fs_hz:g} Hz; train the bundle again"
+        )
     bundle = Bundle(
         path, manifest, sha256(text), Judge(features, model, scorer, mean, std), threshold, calibration, interval_s
     )
@@ -211,7 +219,9 @@ def verify_golden(bundle: Bundle, files: dict[str, bytes], manifest: Manifest) -
 
 
 def _profile(files: dict[str, bytes], manifest: Manifest) -> Profile:
-    """What the golden windows, which are healthy, are like before any feature."""
+    """What healthy samples are like before any feature; by the golden windows where the manifest does not say."""
+    if manifest.profile is not None:
+        return manifest.profile
     with np.load(io.BytesIO(files[GOLDEN]), allow_pickle=False) as data:
         windows = data["windows"].astype(np.float32) * np.float32(data["window_scale"])
     return Profile.of(windows, manifest.features.fs_hz)

@@ -546,7 +546,7 @@ def _take(
     pipeline: Pipeline, state: PipelineState, window: Window, doubt: str | None
 ) -> tuple[PipelineState, Measured, Transition | None, list[Transition]]:
     verdict = (
-        quality.inspect(window.samples, window.fs_hz, profile_of(pipeline, state), state.trouble.mean)
+        quality.inspect(window.samples, window.fs_hz, profile_of(pipeline, state), trouble.offset(state.trouble, window.samples))
         if doubt is None
         else Verdict(quality.BAD, (doubt,))
     )

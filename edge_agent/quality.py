@@ -49,6 +49,8 @@ CYCLES = 6
 STANDS_OUT = 12.0
 #: Share of samples at the extremes from which the healthy windows are clipped themselves, and tell nothing of it.
 RAILS = 0.002
+#: Bands from which two spectra have shapes that can be told apart.
+SHAPED = 9
 #: Longest stretch transformed at once, and how many of them of a long window.
 SEGMENT, SEGMENTS = 8192, 3
 _TINY = 1e-30
@@ -59,6 +61,7 @@ class Profile:
     """What healthy windows of one sensor are like; plain numbers, so that it can be stored. One entry a channel.
 
     rms, peak, crest : of the samples without their mean: median, largest |value|, largest peak / rms
+    quiet            : lowest rms but for windows in which nothing was left of the signal
     wander           : standard deviation of the means of half windows
     run, repeats     : longest run of equal samples; share of samples equal to the one before
     rails            : share of samples at the extremes, but for one at each
@@ -70,6 +73,7 @@ class Profile:
     fs_hz: float
     n_samples: int
     rms: tuple[float, ...]
+    quiet: tuple[float, ...]
     peak: tuple[float, ...]
     crest: tuple[float, ...]
     wander: tuple[float, ...]
@@ -104,6 +108,7 @@ class Profile:
             fs_hz=float(fs_hz),
             n_samples=n,
             rms=_floats(np.median(rms, 0)),
+            quiet=_floats(_quiet(rms)),
             peak=_floats(peak.max(0)),
             crest=_floats((peak / np.maximum(rms, _TINY)).max(0)),
             wander=_floats(np.sqrt((halves**2).mean((0, 2)))),
@@ -116,21 +121,21 @@ class Profile:
             lines=tuple(map(_floats, np.max([s.lines for s in spectra], 0))),
         )
 
-
-    def joined(self, other: Profile, n: int) -> Profile:
-        """This profile of n windows and that of one more, as one."""
+    def joined(self, other: Profile, n: int, more: int = 1) -> Profile:
+        """This profile of n windows and that of some more, as one; the levels' medians become their mean."""
         a, b = _arrays(self), _arrays(other)
-        share = 1.0 / (n + 1.0)
+        share = more / (n + more)
 
         def mean(one: NDArray[Any], two: NDArray[Any]) -> NDArray[Any]:
             joined: NDArray[Any] = (1.0 - share) * one + share * two
             return joined
 
-        off = (_shape(b.bands - a.bands) ** 2).mean(-1) if a.bands.size else a.spread
+        off = (_shape(b.bands - a.bands) ** 2).mean(-1) if a.bands.size else 0.0 * a.spread
         return Profile(
             fs_hz=self.fs_hz,
             n_samples=self.n_samples,
             rms=_floats(mean(a.rms, b.rms)),
+            quiet=_floats(_quiet(np.stack([a.quiet, b.quiet]))),
             peak=_floats(np.maximum(a.peak, b.peak)),
             crest=_floats(np.maximum(a.crest, b.crest)),
             wander=_floats(np.sqrt(mean(a.wander**2, b.wander**2))),
@@ -139,8 +144,21 @@ class Profile:
             rails=_floats(np.maximum(a.rails, b.rails)),
             bands=tuple(map(_floats, mean(a.bands, b.bands))),
             half=tuple(map(_floats, mean(a.half, b.half))),
-            spread=_floats(np.sqrt(mean(a.spread**2, off))),
+            spread=_floats(np.sqrt(mean(a.spread**2, b.spread**2 + off))),
             lines=tuple(map(_floats, np.maximum(a.lines, b.lines))),
+        )
+
+    def fits(self, fs_hz: float, n_channels: int, n_samples: int) -> bool:
+        """Whether it is of windows of this shape and rate, and whole in itself."""
+        each = (self.rms, self.quiet, self.peak, self.crest, self.wander, self.run, self.repeats, self.rails, self.spread)
+        rows = (self.bands, self.half, self.lines)
+        return (
+            self.n_samples == n_samples
+            and abs(self.fs_hz - fs_hz) <= 1e-3 * fs_hz
+            and all(len(v) == n_channels for v in (*each, *rows))
+            and all(len({len(row) for row in v}) == 1 for v in rows)
+            and len(self.bands[0]) == len(self.half[0])
+            and len(self.lines[0]) == len(MAINS) * HARMONICS
         )
 
 
@@ -255,12 +273,13 @@ def _lost(x: F32, span: F32, rms: F32, healthy: _Healthy | None) -> str | None:
     """No signal, a lost channel of several, or an idle machine."""
     dead = span == 0
     if healthy is not None:
-        relative = rms / healthy.rms
-        if relative.min() < IDLE:
-            dead = dead | (relative < NOTHING)
-            for c in np.flatnonzero((relative < IDLE) & ~dead):
+        # A machine that is now and then this quiet when healthy is not off.
+        idle = np.minimum(IDLE * healthy.rms, 0.5 * healthy.quiet)
+        low = rms < idle
+        if low.any():
+            dead = dead | (rms < NOTHING / IDLE * idle)
+            for c in np.flatnonzero(low & ~dead):
                 dead[c] = np.unique(x[c]).size <= LEVELS
-        low = relative < IDLE
     else:
         low = dead
         if len(rms) > 1 and rms.min() < 1e-3 * np.median(rms):
@@ -421,6 +440,7 @@ class _Healthy(NamedTuple):
     """A profile as arrays; `floor` under levels so that nothing divides by zero."""
 
     rms: F32
+    quiet: F32
     peak: F32
     crest: F32
     wander: F32
@@ -435,10 +455,11 @@ class _Healthy(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _arrays(profile: Profile) -> _Healthy:
-    f32 = [np.asarray(v, np.float32) for v in (profile.rms, profile.peak, profile.crest, profile.wander)]
+    f32 = [np.asarray(v, np.float32) for v in (profile.quiet, profile.peak, profile.crest, profile.wander)]
     f64 = [np.asarray(v, np.float64) for v in (profile.bands, profile.half, profile.spread, profile.lines)]
-    rms = np.maximum(f32[0], 1e-12)
-    return _Healthy(rms, f32[1], f32[2], f32[3], profile.run, profile.repeats, np.asarray(profile.rails, np.float32), *f64)
+    rms = np.maximum(np.asarray(profile.rms, np.float32), 1e-12)
+    rails = np.asarray(profile.rails, np.float32)
+    return _Healthy(rms, f32[0], f32[1], f32[2], f32[3], profile.run, profile.repeats, rails, *f64)
 
 
 class _Plan(NamedTuple):
@@ -511,7 +532,7 @@ def _octave_off(bands: F64, healthy: _Healthy) -> bool:
     Levels match where the rate is wrong, which tells it from a machine that runs twice as fast (louder).
     """
     k = bands.shape[1]
-    if k < 12:
+    if k < SHAPED + 3:
         return False
     usual = float(healthy.spread.max())
     here = _distance(bands, healthy.bands)
@@ -522,13 +543,13 @@ def _octave_off(bands: F64, healthy: _Healthy) -> bool:
         _distance(bands[:, : k - 3], healthy.bands[:, 3:]),
         _distance(bands[:, 3:], healthy.bands[:, : k - 3]),
     )
-    return there < 0.45 * here and there < max(2.5, 1.8 * usual)
+    return there < 0.4 * here and there < max(2.5, 1.8 * usual)
 
 
 def _swapped(bands: F64, healthy: _Healthy) -> tuple[int, ...] | None:
     """The order that puts the channels back, where one is far better than the order as it is."""
     n, k = bands.shape
-    if k < 4 or n > 8:
+    if k < SHAPED or n > 8:
         return None
     cost = np.sqrt(((bands[:, None, :] - healthy.bands[None, :, :]) ** 2).mean(-1))
     here = float(np.trace(cost)) / n
@@ -623,6 +644,12 @@ def _without_lines(x: F32, f_hz: float, fs_hz: float, power: F32, df_hz: float) 
 def _at_extremes(x: F32) -> NDArray[np.intp]:
     at: NDArray[np.intp] = ((x == x.max(-1, keepdims=True)) | (x == x.min(-1, keepdims=True))).sum(-1)
     return at
+
+
+def _quiet(rms: F32) -> F32:
+    """Rows of levels -> the lowest that is a signal."""
+    quiet: F32 = np.where(rms > NOTHING * np.median(rms, 0), rms, np.inf).min(0)
+    return np.where(np.isfinite(quiet), quiet, 0.0).astype(np.float32)
 
 
 def _floats(a: NDArray[Any]) -> tuple[float, ...]:

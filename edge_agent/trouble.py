@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edge_agent import alarms, quality
 from edge_agent.alarms import Alarm, Transition
 from edge_agent.quality import DUPLICATE, GAP, NO_TROUBLE, WRONG_RATE, Verdict
-from edge_agent.signals import Chunk, rfc3339
+from edge_agent.signals import F32, Chunk, rfc3339
 from edge_agent.windowing import Pushed, WindowerState, WindowSpec
 
 #: So many of so many slots in trouble begin an episode; so many clean ones in a row end it.
@@ -34,6 +35,8 @@ DOUBT = 1.6
 LEAST_EQUAL = 32
 #: How much of a good window's mean goes into the offset that a step is told from.
 FOLLOW = 0.05
+#: Windows in a row after which an offset that has stepped is the sensor's own, as after it was mounted anew.
+ADOPT = 60
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Trouble:
     episode : alarm_id while the quality alarm stands, since when (event time, s), and all reasons in it
     n       : events so far; makes their identities differ
     counts  : windows and messages by reason, ever
-    mean    : (C,) offset of the good windows
+    mean    : (C,) offset of the windows without a step; former: the one before a step that lasted
+    stepped : windows off it in a row, and their own offset
     tainted : whether the feature history holds a window that must not vote
     content : checksum of the last chunk's samples
     """
@@ -72,6 +76,9 @@ class Trouble:
     n: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
+    former: tuple[float, ...] = ()
+    stepped: int = 0
+    level: tuple[float, ...] = ()
     tainted: bool = False
     content: int | None = None
     pace: Pace = field(default_factory=Pace)
@@ -128,14 +135,38 @@ def _tell(
     return replace(trouble, n=n, episode=None, since=None, seen=()), told
 
 
+def offset(trouble: Trouble, x: F32) -> tuple[float, ...]:
+    """The offset from which a step in the window x (C, n) is told: the nearer of the present and the former one."""
+    if not trouble.former:
+        return trouble.mean
+    here = x.mean(-1).tolist()
+    return min((trouble.mean, trouble.former), key=lambda known: _apart(known, here))
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> float:
+    return max((abs(p - q) for p, q in zip(a, b, strict=False)), default=0.0)
+
+
 def settle(trouble: Trouble, verdict: Verdict) -> Trouble:
-    """Follow the offset of a window that had no trouble with it; the first there is begins it."""
-    if not verdict.mean or verdict.quality == quality.BAD or quality.DC_STEP in verdict.reasons:
+    """Follow the offset of a window that had no trouble with it; the first there is begins it. One that stays off
+    becomes the sensor's own after `ADOPT` windows; where it goes back, that is no step."""
+    if not verdict.mean or verdict.quality == quality.BAD:
         return trouble
     if len(trouble.mean) != len(verdict.mean):
-        return replace(trouble, mean=verdict.mean)
-    mean = tuple((1.0 - FOLLOW) * a + FOLLOW * b for a, b in zip(trouble.mean, verdict.mean, strict=True))
-    return replace(trouble, mean=mean)
+        return replace(trouble, mean=verdict.mean, former=(), stepped=0, level=())
+    if quality.DC_STEP in verdict.reasons:
+        level = _toward(trouble.level, verdict.mean) if trouble.stepped else verdict.mean
+        if trouble.stepped + 1 < ADOPT:
+            return replace(trouble, stepped=trouble.stepped + 1, level=level)
+        return replace(trouble, mean=level, former=trouble.mean, stepped=0, level=())
+    now, other = trouble.mean, trouble.former
+    if other and _apart(other, verdict.mean) < _apart(now, verdict.mean):
+        now, other = other, now
+    return replace(trouble, mean=_toward(now, verdict.mean), former=other, stepped=0, level=())
+
+
+def _toward(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple((1.0 - FOLLOW) * p + FOLLOW * q for p, q in zip(a, b, strict=True))
 
 
 # ---------------------------------------------------------------- messages

@@ -10,6 +10,7 @@ from edge_agent import bundle as bundles
 from edge_agent import thresholds
 from edge_agent.bundle import Bundle, Manifest, Quantization, Residual
 from edge_agent.features import Context, Family, FeatureSet, FeatureSpec
+from edge_agent.quality import Profile
 from edge_agent.scoring import ScoreRule
 
 PER_WINDOW = Context()
@@ -36,6 +37,7 @@ def make_indicator_bundle(
     unit: str | None = None,
     seed: int = 0,
     starts: np.ndarray | None = None,
+    profile: Profile | None = None,
 ) -> Bundle:
     """Write and load a bundle whose score is `feature` of channel 0: about 1.0 for `healthy` and RMS.
 
@@ -68,6 +70,7 @@ def make_indicator_bundle(
         files={},
         unit=unit,
         training={"data": "generated noise", "seed": seed},
+        profile=profile,
     )
     return bundles.write(
         path,

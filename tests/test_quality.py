@@ -18,12 +18,16 @@ from hypothesis import strategies as st
 
 from edge_agent import offline, payloads, pipeline, quality, simulate, trouble
 from edge_agent.alarms import Alarm
+from edge_agent.errors import BundleError
 from edge_agent.features import Context
 from edge_agent.payloads import PayloadLayout
 from edge_agent.pipeline import Pipeline
 from edge_agent.quality import BAD, GOOD, SUSPECT, Profile
+from edge_agent.recordings import Recording
 from edge_agent.signals import Chunk
 from edge_agent.trouble import Trouble
+from trainer import data, recipe
+from trainer.data import Clip
 
 Listen = Callable[..., Listener]
 
@@ -192,12 +196,75 @@ def test_a_profile_can_be_stored_and_joined() -> None:
         Profile.of(np.full((1, 1, 8), np.nan, np.float32), FS)
 
 
+def test_a_machine_that_is_now_and_then_quiet_when_healthy_is_not_off() -> None:
+    """A tenth of the windows 26 dB down while healthy: such a window is good, one of 46 dB down is not."""
+    windows = machine(20, 5).reshape(1, 20, N).swapaxes(0, 1).copy()
+    windows[::10] *= 0.05
+    for known in (Profile.of(windows, FS), Profile.of(windows[:10], FS).joined(Profile.of(windows[10:], FS), 10, 10)):
+        assert quality.inspect(0.05 * machine(1, 6), FS, known, (0.0,)).quality == GOOD
+        assert quality.inspect(0.005 * machine(1, 6), FS, known, (0.0,)).reasons == ("low_level",)
+
+
+def test_a_sensor_that_saturates_when_healthy_is_not_told_of_it() -> None:
+    """Clipped in training and clipped on the device: good, and it votes."""
+    windows = machine(4, 99).reshape(1, 4, N).swapaxes(0, 1).clip(-1.5, 1.5)
+    assert quality.inspect(machine(1, 7).clip(-1.5, 1.5), FS, Profile.of(windows, FS), (0.0,)).quality == GOOD
+    assert quality.inspect(machine(1, 7).clip(-1.5, 1.5), FS, profile(), (0.0,)).reasons == ("clipping", "rail_low")
+
+
+def test_spectra_of_a_few_bands_say_nothing_of_order_and_rate() -> None:
+    """One second at 200 Hz has six third octaves: channels that change their shape there are not called swapped."""
+    rng = np.random.default_rng(3)
+    slow = np.cumsum(rng.standard_normal((10, 1, 200)), -1)
+    healthy = np.concatenate([slow / slow.std(), rng.standard_normal((10, 1, 200))], 1).astype(np.float32)
+    assert quality.inspect(healthy[0, ::-1] - healthy[0, ::-1].mean(-1, keepdims=True), 200.0, Profile.of(healthy, 200.0)).quality != BAD
+    assert "swapped_channels" not in quality.inspect(healthy[0, ::-1], 200.0, Profile.of(healthy, 200.0)).reasons
+
+
+def test_a_step_that_stays_becomes_the_sensors_own() -> None:
+    """An offset that jumped is told of for 60 windows, then it is how the sensor is mounted; going back is no step."""
+    known, state, seen = profile(), Trouble(), []
+    x = machine(140, 11).reshape(140, 1, N)
+    for i, window in enumerate(x):
+        window = window + np.float32(3.0 if 10 <= i < 100 else 0.0)
+        verdict = quality.inspect(window, FS, known, trouble.offset(state, window))
+        state = trouble.settle(state, verdict)
+        seen.append("dc_step" in verdict.reasons)
+    assert [i for i, stepped in enumerate(seen) if stepped] == list(range(10, 70))
+
+
 def test_only_a_low_rail_has_no_vote() -> None:
     """From the row alone: bad does not vote, suspect does, but not where the sensor saturates below healthy peaks."""
     assert quality.votes(GOOD, ())
     assert quality.votes(SUSPECT, ("clipping",))
     assert not quality.votes(SUSPECT, ("clipping", "rail_low"))
     assert not quality.votes(BAD, ("stuck",))
+
+
+def test_what_was_trained_on_says_what_healthy_samples_are_like(tmp_path: Path) -> None:
+    """The trainer's table has a profile of the recordings, faults left out; it goes through bundle.json to the judge."""
+    loud = {"clip_0": 1.0, "clip_1": 0.5, "anomaly_2": 40.0}
+    found = []
+    for k, (name, level) in enumerate(loud.items()):
+        chunk = Chunk(np.float32(level) * machine(10, 30 + k), t=T0, fs_hz=FS)
+        label = "anomaly" if level > 1.0 else "normal"
+        found.append((Recording(name, Path(name), FS, label, lambda c=chunk: iter([c])), Clip(name, label, None)))
+    np.save(tmp_path / "x.npy", np.zeros(8, np.float32))
+    asked = recipe.parse(
+        {
+            "name": "x", "model": "indicator", "data": {"path": str(tmp_path / "x.npy"), "fs_hz": FS},
+            "window": {"n_samples": N}, "features": [{"kind": "time_domain", "names": ["rms"]}], "score": {"feature": "rms"},
+        }
+    )  # fmt: skip
+    known = data.table(asked, found).profile
+    assert known is not None
+    assert known.rms == pytest.approx([0.8], rel=0.2)
+    assert known.quiet == pytest.approx([0.5], rel=0.2)
+    assert known.peak[0] < 10.0
+    bundle = make_indicator_bundle(tmp_path / "a", fs_hz=FS, n_samples=N, profile=known)
+    assert bundle.judge.profile == known
+    with pytest.raises(BundleError, match="profile is not one of 1 channels of 4096 samples"):
+        make_indicator_bundle(tmp_path / "b", fs_hz=FS, n_samples=N, profile=replace(known, crest=(1.0, 2.0)))
 
 
 # ---------------------------------------------------------------- the quality alarm

@@ -23,12 +23,15 @@ from scipy import fft
 from edge_agent import simulate
 from edge_agent.errors import ConfigError, Problem, RecordingError
 from edge_agent.features import FeatureSet, FeatureSpec
+from edge_agent.quality import Profile
 from edge_agent.recordings import Ask, Recording, open_recordings, windows
 from edge_agent.signals import F32, F64, Chunk
 from trainer.recipe import Recipe, Source
 
 #: Windows whose spectra are averaged for the surrogate.
 _SPECTRA = 64
+#: Windows of each of the first recordings that the profile rests on.
+_OF_EACH = 8
 #: Windows that go through the feature families at once.
 _BATCH = 16
 #: Period of a long surrogate, in samples.
@@ -62,6 +65,7 @@ class Table:
     recording : (n,) index into `clips`
     clips     : (R,)
     spectrum  : (C, n_samples // 2 + 1) root of the mean power of healthy windows' spectra
+    profile   : of healthy windows, for data quality on the device
     """
 
     spec: FeatureSpec
@@ -71,6 +75,7 @@ class Table:
     recording: Any
     clips: tuple[Clip, ...]
     spectrum: F64
+    profile: Profile | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -127,7 +132,8 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
     starts: list[float] = []
     owner: list[int] = []
     power: F64 | float = 0.0
-    n_spectra = n_short = 0
+    profile: Profile | None = None
+    n_spectra = n_profiled = n_short = 0
     for recording, clip in found:
         if features is None:
             spec = _spec(recipe, recording)
@@ -163,6 +169,15 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
             if clip.healthy and n_spectra < _SPECTRA:
                 power = power + (np.abs(fft.rfft(x)) ** 2).sum(0, dtype=np.float64)
                 n_spectra += len(batch)
+            if clip.healthy:
+                # The first windows overall, and some of every early recording: a run to failure ends unhealthy.
+                some = _SPECTRA - n_profiled
+                if len(clips) < _SPECTRA:
+                    some = max(some, _OF_EACH - (len(starts) - n_before - len(batch)))
+                if some > 0:
+                    part = Profile.of(x[:some], spec.fs_hz)
+                    profile = part if profile is None else profile.joined(part, n_profiled, len(x[:some]))
+                    n_profiled += len(x[:some])
         n_short += len(starts) == n_before
         clips.append(clip)
     if features is None or not starts:
@@ -178,6 +193,7 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
         np.array(owner, np.int64),
         tuple(clips),
         np.sqrt(np.asarray(power) / max(n_spectra, 1)),
+        profile,
     )
 
 

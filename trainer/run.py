@@ -120,6 +120,7 @@ def run(
         Residual(tuple(residuals.mean(0).tolist()), tuple(residuals.std(0).tolist())),
         quantization, {}, classes, dict(zip(classes, limits, strict=False)), recipe.unit,
         _provenance(recipe, table, parts, history, figures, warnings, len(scores)),
+        table.profile,
     )  # fmt: skip
     windows, golden = _golden(table, features, vectors, calibrate)
     written = bundle.write(
