@@ -12,11 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from edge_agent import alarms, quality
+from edge_agent.alarms import Alarm, AlarmPolicy
+from edge_agent.signals import parse_time
 
 
 def free_port() -> int:
@@ -108,3 +112,20 @@ def new_events(config: Path) -> dict[str, list[dict[str, Any]]]:
         for sensor, payload in db.execute(query):
             found.setdefault(sensor, []).append(json.loads(payload))
     return found
+
+
+def engine(database: Path, sensor: str, policy: AlarmPolicy, agent_id: str = "bench") -> tuple[list[str], Alarm]:
+    """event_ids that the alarm engine gives over the stored rows of a sensor that vote, in order, and the alarm after them."""
+    query = (
+        "SELECT ts, ratio, quality, reasons FROM scores"
+        " WHERE sensor = ? AND ratio IS NOT NULL AND regime IS NOT 'unknown' ORDER BY id"
+    )
+    alarm, found = Alarm(), []
+    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:
+        for ts, ratio, kind, reasons in db.execute(query, (sensor,)):
+            if not quality.votes(kind, tuple(reasons.split(",")) if reasons else ()):
+                continue
+            alarm, transition = alarms.step(alarm, policy, ratio, parse_time(ts), f"{agent_id}/{sensor}")
+            if transition is not None:
+                found.append(transition.event_id)
+    return found, alarm

@@ -56,6 +56,7 @@ class MqttConfig:
     client_id : None lets the agent make one and keep it beside the database
     protocol  : "5" (falls back to 3.1.1) or "3.1.1"
     base      : the topic above all of the agent's own
+    require_subscriber : an event counts as sent only where somebody was there to hear it (MQTT 5)
     """
 
     host: str
@@ -66,6 +67,24 @@ class MqttConfig:
     protocol: str
     tls: TlsConfig | None
     base: str
+    require_subscriber: bool = False
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """How much history the database keeps.
+
+    max_mb      : size in MB (10^6 bytes) beyond which the oldest scores go; events never do
+    scores_days : age in days at which single scores become one row a minute
+    """
+
+    max_mb: float = 1000.0
+    scores_days: float = 35.0
+
+    @property
+    def max_bytes(self) -> float:
+        """max_mb in bytes."""
+        return self.max_mb * 1e6
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,7 @@ class Config:
     health_every_s: float
     sensors: dict[str, SensorConfig]
     sha256: str
+    storage: StorageConfig = StorageConfig()
 
 
 class _Wrong(Exception):  # noqa: N818 - becomes a Problem
@@ -272,8 +292,11 @@ KEYS: dict[str, Key] = {
     "mqtt.tls.cert": Key(_text("a path")),
     "mqtt.tls.key": Key(_text("a path")),
     "mqtt.base": Key(_topic),
+    "mqtt.require_subscriber": Key(_boolean, False),
     "database": Key(_text("a path"), required="the path of the database file, such as data/edge-agent.db"),
     "bundles.public_key": Key(_text("a path, written out", re.compile(r"[^$]+")), literal=True),
+    "storage.max_mb": Key(_number(1, 1e6, "MB"), 1000.0),
+    "storage.scores_days": Key(_number(1, 3650, "d"), 35.0),
     "health_every_s": Key(_number(1, 3600, "s"), 60.0),
     "sensors.*.topic": Key(_topic, required="the topic the sensor publishes to"),
     "sensors.*.payload.format": Key(
@@ -477,6 +500,7 @@ class _Parser:
             top.get("mqtt.protocol", ""),
             self.tls(tree, top),
             base,
+            top.get("mqtt.require_subscriber", False),
         )
         if mqtt.password is not None and mqtt.username is None:
             self.wrong("mqtt.username", None, "a name to go with mqtt.password")
@@ -492,7 +516,8 @@ class _Parser:
         if self.problems:
             return None
         database = self.resolve(top["database"])
-        return Config(self.path, agent_id, mqtt, database, top["health_every_s"], sensors, digest)
+        storage = StorageConfig(top["storage.max_mb"], top["storage.scores_days"])
+        return Config(self.path, agent_id, mqtt, database, top["health_every_s"], sensors, digest, storage)
 
     def tls(self, tree: dict[str, Any], top: dict[str, Any]) -> TlsConfig | None:
         mqtt = tree.get("mqtt")

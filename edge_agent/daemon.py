@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import signal
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 import msgspec
 
-from edge_agent import __version__, budget, host, pipeline, store, what_if
+from edge_agent import __version__, budget, host, pipeline, salvage, store, what_if
 from edge_agent.assemble import assemble, load, shadows, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
@@ -95,11 +96,14 @@ class Daemon:
 
     def _start(self) -> None:
         config = self.config
-        database = store.Store.open(config.database)
+        begun = salvage.begin(config.database, self._base, self._clock())
+        # On a disk that may only be read the states are still there.
+        database = begun.store or salvage.peek(config.database)
         try:
             client_id = config.mqtt.client_id or _client_id(config)
         except StoreError:
-            database.close()
+            if database is not None:
+                database.close()
             raise
         transport = MqttTransport(
             config.mqtt,
@@ -114,13 +118,27 @@ class Daemon:
         now = self._monotonic()
         sensors = []
         for name, built in self._pipelines.items():
-            blob = database.load_state(name)
+            blob = None if database is None else database.load_state(name)
             state = pipeline.initial(built) if blob is None else carry(built, blob)
+            if blob is None and database is not None and (alarm := database.alarm_of(name)) is not None:
+                state = replace(state, alarm=alarm)  # salvaged without the state that belongs to it
             sensor = Sensor(config.sensors[name], built, state, now)
-            sensor.last_event_id = database.last_event_id(name)
+            sensor.last_event_id = None if database is None else database.last_event_id(name)
             sensors.append(sensor)
+        if database is not None and begun.store is None:
+            database.close()
         states = {sensor.config.id: sensor.state for sensor in sensors}
-        self._keeper = Keeper(database, transport, states, self._clock, self._monotonic)
+        self._keeper = Keeper(
+            begun,
+            config.database,
+            self._base,
+            transport,
+            states,
+            self._clock,
+            self._monotonic,
+            config.storage,
+            one_each=config.mqtt.require_subscriber,
+        )
         self.worker = Worker(
             self._base,
             sensors,
@@ -136,6 +154,7 @@ class Daemon:
         for sensor in sensors:
             self._keeper.announce(sensor.config.id, self.worker.state_message(sensor))
         self._started = self._reported = now
+        self._written = host.written_bytes()
         self._keeper.start()
         self.worker.start()
         transport.subscribe(self._subscriptions())
@@ -338,11 +357,23 @@ class Daemon:
             else None,
             "load": round(work.busy_s / since_s, 4) if since_s > 0 else None,
             "shed_scores": stats.shed_scores,
+            "trimmed_scores": stats.trimmed_scores,
             "store_trouble": stats.trouble,
+            "store_set_aside": stats.set_aside,
+            "store_checked": stats.checked,
+            "buffer_hours": stats.buffer_hours,
+            "bytes_written_per_day": self._written_per_day(),
             "refused_sensors": list(self._refused),
             "clock_synced": host.clock_synced(),
         }
         return msgspec.json.encode(fields)
+
+    def _written_per_day(self) -> int | None:
+        """What this process writes to its disks, by its rate since the start; None in the first minute."""
+        now, s = host.written_bytes(), self._monotonic() - self._started
+        if now is None or self._written is None or s < 60.0:
+            return None
+        return round((now - self._written) / s * 86400.0)
 
     def _info(self) -> bytes:
         config = self.config
@@ -417,14 +448,17 @@ def _shadows(config: Config) -> dict[str, Pipeline]:
 def _client_id(config: Config) -> str:
     """The agent's id and 6 characters, the same at every start: the broker knows its session by it."""
     path = config.database.with_name(config.database.name + ".client-id")
+    fresh = f"{config.agent_id}-{secrets.token_hex(3)}"
     try:
         if path.exists():
             known = path.read_text(encoding="ascii").strip()
             if known.startswith(f"{config.agent_id}-") and len(known) == len(config.agent_id) + 7:
                 return known
-        fresh = f"{config.agent_id}-{secrets.token_hex(3)}"
         path.write_text(fresh + "\n", encoding="ascii")
     except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENOSPC):
+            log.error("%s: cannot be kept (%s); %s is used for this run", path, error.strerror, fresh)
+            return fresh
         raise StoreError(
             f"{path}: the client id cannot be kept ({error}): the agent's user must be able to write beside "
             "the database, or set mqtt.client_id"

@@ -85,5 +85,17 @@ class StoreError(EdgeAgentError):
     """The database cannot be opened, read or written."""
 
 
+class DamagedStoreError(StoreError):
+    """The database is damaged, or was deleted or replaced under the agent: it is set aside and a new one begun."""
+
+
+class UnwritableStoreError(StoreError):
+    """The disk may only be read, or fails: it is tried again, and what cannot be written waits in memory."""
+
+
+class FullStoreError(UnwritableStoreError):
+    """No room is left on the disk: the oldest scores go first."""
+
+
 class TransportError(EdgeAgentError):
     """The broker cannot be reached or refuses us."""

@@ -47,6 +47,15 @@ def rss_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def written_bytes() -> int | None:
+    """Bytes this process has caused to be written to block devices; None where /proc does not tell."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(dict(line.split(": ") for line in lines)["write_bytes"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
 class _Timex(ctypes.Structure):
     # struct timex begins so; the rest is not looked at but must have room (208 bytes in all on 64 bit).
     _fields_ = (

@@ -8,22 +8,28 @@ Nothing of an alarm leaves the device before the transaction that holds it, so a
 leaves either a transition that nobody has seen and that is computed anew, or one that is on record and
 is sent again under the same event_id. A commit happens at an event at once, else every `COMMIT_S`.
 A stalled or broken disk stops neither the scoring nor the watchdog: the buffer keeps every event and
-state, and sheds the oldest scores.
+state, and sheds the oldest scores. What is done about it:
+
+    full       the oldest scores are deleted, a slice at a time, until the rest finds room
+    damaged, deleted, replaced   set aside under a new name; a fresh one with what memory and the old one hold
+    read-only, failing           tried again every `RETRY_S`; alarms that waited `UNSTORED_S` go out unrecorded
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from edge_agent import pipeline
-from edge_agent.errors import StoreError
+from edge_agent import pipeline, salvage
+from edge_agent.config import StorageConfig
+from edge_agent.errors import DamagedStoreError, FullStoreError, StoreError, UnwritableStoreError
 from edge_agent.pipeline import Measured, PipelineState
-from edge_agent.store import EventRow, OutboxRow, Record, ShadowRow, Store
+from edge_agent.store import RESERVE_BYTES, EventRow, OutboxRow, Record, ShadowRow, Store
 from edge_agent.transport import Token, Transport
 
 log = logging.getLogger(__name__)
@@ -36,7 +42,23 @@ MAX_IN_FLIGHT = 20
 #: An event that goes out this long after it was made says so.
 LATE_S = 10.0
 RETRY_S = 2.0
-PRUNE_EVERY_S = 3600.0
+#: The first look for old rows comes this long after the start, the next ones this long after one another.
+PRUNE_FIRST_S, PRUNE_EVERY_S = 60.0, 3600.0
+#: Between two slices: events go first.
+PRUNE_PAUSE_S = 0.05
+#: An alarm that cannot be put on record for so long goes out all the same, and again once it is on record.
+UNSTORED_S = 10.0
+#: Trouble that was overcome stays in health for so long, that somebody may see it.
+TOLD_S = 120.0
+#: Slices deleted on a full disk until a commit must have succeeded.
+TRIMS = 20
+#: An event that the broker refused (no rights, no subscriber where one is required) is tried again after this.
+REFUSED_S = 30.0
+#: What a row of `scores` takes with its index entry, and an event beside twice its text.
+ROW_BYTES, EVENT_BYTES = 150, 400
+RATE_S, ROOM_EVERY_S = 3600.0, 10.0
+#: Unacknowledged events that memory knows beside the database.
+MAX_REMEMBERED = 5000
 
 #: (topic, payload)
 Answer = tuple[str, bytes]
@@ -62,6 +84,10 @@ class Stats:
     outbox_oldest_t: float | None = None
     shed_scores: int = 0
     trouble: str | None = None
+    trimmed_scores: int = 0
+    set_aside: str | None = None
+    checked: str | None = None
+    buffer_hours: float | None = None
 
 
 class Keeper:
@@ -69,14 +95,21 @@ class Keeper:
 
     def __init__(
         self,
-        store: Store,
+        begun: salvage.Begun,
+        path: Path,
+        base: str,
         transport: Transport,
         states: Mapping[str, PipelineState],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        storage: StorageConfig,
+        one_each: bool = False,
     ) -> None:
-        self._store, self._transport = store, transport
-        self._clock, self._monotonic = clock, monotonic
+        """begun    : the database as the start found it; where it could not be written it is tried again
+        one_each : hand over one event of a topic at a time (where an acknowledgement may be a refusal)
+        """
+        self._store, self._path, self._base, self._transport = begun.store, path, base, transport
+        self._clock, self._monotonic, self._storage = clock, monotonic, storage
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._pending: dict[str, _Pending] = {}
@@ -87,14 +120,32 @@ class Keeper:
         self._urgent = self._reconnected = self._lost = self._stopping = False
         self._shed = 0
         self._shadow: deque[ShadowRow] = deque(maxlen=MAX_ROWS)
-        self.stats = Stats()
-        # Only the keeper's own thread touches what follows.
-        self._in_flight: dict[Token, int] = {}
-        self._rejected: set[int] = set()
+        # Only the keeper's own thread touches what follows, but for `stats`, which is replaced whole.
+        self._in_flight: dict[Token, OutboxRow] = {}
+        self._held: dict[str, float] = {}  # topics that wait until then
+        self._one_each = one_each
         self._outbox_open = True
         self._fresh: set[str] = set()  # events of this run that may still go out on time
+        self._remembered: OrderedDict[str, OutboxRow] = OrderedDict()  # unacknowledged, as far as memory holds
+        self._unstored: set[str] = set()  # went out before they were on record
         self._deadline = 0.0
-        self._trouble: str | None = None
+        self._trouble = begun.trouble
+        self._told_until = self._monotonic() + TOLD_S if begun.set_aside else float("-inf")
+        now = self._monotonic()
+        self._failing, self._since = begun.store is None, now
+        self._retry_at, self._committed_at = now if begun.store else now + RETRY_S, now
+        self._prune_at = now + PRUNE_FIRST_S
+        self._full = False
+        self._trims = self._trimmed = 0
+        self._rate, self._room, self._room_at = _Rate(now), 0.0, now
+        self._checked: str | None = None
+        self._batch_states: dict[str, PipelineState] = {}
+        self._set_aside = None if begun.set_aside is None else begun.set_aside.name
+        if self._store is not None:
+            self._opened(self._store)
+        elif begun.trouble is not None:
+            log.error("%s; scoring goes on without the database, which is tried again", begun.trouble)
+        self.stats = Stats(trouble=self._trouble, set_aside=self._set_aside)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
     # ---------------------------------------------------------------- for other threads
@@ -190,100 +241,133 @@ class Keeper:
     # ---------------------------------------------------------------- the store thread
 
     def _run(self) -> None:
-        committed = pruned = self._monotonic()
-        retry_at = 0.0
+        self._committed_at = self._monotonic()
         while True:
             with self._wake:
                 now = self._monotonic()
-                due = max(committed + COMMIT_S, retry_at) if self._pending else now + COMMIT_S
-                if self._urgent:
-                    due = retry_at
-                if not (self._acks or self._requests or self._lost) and due > now:
+                if (due := self._due(now)) > now:
                     self._wake.wait(0.02 if self._stopping else due - now)
                 now = self._monotonic()
                 lost, reconnected, stopping = self._lost, self._reconnected, self._stopping
                 self._lost = self._reconnected = False
-                acks = list(self._acks)
-                self._acks.clear()
-                requests = list(self._requests)
-                self._requests.clear()
-                due_now = now >= retry_at and (self._urgent or now >= committed + COMMIT_S)
-                wanted = self._pending and (stopping or due_now)
+                due_now = now >= self._retry_at and (self._urgent or now >= self._committed_at + COMMIT_S)
+                wanted = bool(self._pending) and (stopping or due_now)
             if lost:
                 self._in_flight.clear()
-                self._rejected.clear()
+                self._held.clear()
                 self._outbox_open = True
             if reconnected:
                 for topic, payload in list(self._announced.values()):
                     self._transport.publish(topic, payload, qos=1, retain=True)
-            try:
-                if wanted:
-                    self._commit(tail=stopping)
-                    committed = now
-                    self._recovered()
-                self._settle(acks)
-                for which, answer in requests:
-                    self._requeue(which, answer)
-                self._send()
-                if now - pruned > PRUNE_EVERY_S:
-                    pruned = now
-                    self._store.prune(self._clock())
-                self._note_stats()
-            except StoreError as error:
-                retry_at = now + RETRY_S
-                self._failed(error)
+            # While there is trouble nothing but the next attempt touches the disk.
+            if now >= self._retry_at or stopping:
+                try:
+                    self._round(now, wanted, stopping)
+                except StoreError as error:
+                    self._retry_at = now + RETRY_S
+                    self._mend(error, now)
             waiting = self._in_flight or (self._outbox_open and self._transport.connected)
-            if stopping and (not waiting or now >= self._deadline or self._trouble):
+            if stopping and (not waiting or now >= self._deadline or self._failing):
                 self._close()
                 return
 
-    def _commit(self, tail: bool) -> None:
-        with self._lock:
-            batch, self._pending = self._pending, {}
-            states = {sensor: self._states[sensor] for sensor in batch}
-            self._urgent = False
-        records = [
-            Record(
-                sensor,
-                tuple(pending.measured),
-                tuple(pending.events),
-                states[sensor].alarm,
-                pipeline.dump(states[sensor], tail=tail),
-                pending.t if pending.event_t is None else pending.event_t,
-            )
-            for sensor, pending in batch.items()
-        ]
+    def _due(self, now: float) -> float:
+        """When there is something to do next."""
+        if self._lost:
+            return now
+        if self._retry_at > now:
+            return self._retry_at
+        if self._acks or self._requests or self._urgent:
+            return now
+        committing = self._committed_at + COMMIT_S if self._pending else now + COMMIT_S
+        return min(committing, self._prune_at, *self._held.values())
+
+    def _round(self, now: float, wanted: bool, stopping: bool) -> None:
+        store = self._store
+        if store is None:
+            store = Store.open(self._path)
+            with self._lock:  # memory is newer than whatever the file holds
+                for sensor in self._states:
+                    self._pending.setdefault(sensor, _Pending(t=self._clock()))
+            self._store, wanted = store, True
+            self._opened(store)
+        if wanted:
+            self._commit(store, tail=stopping)
+            self._committed_at = now
+            self._commit_shadow(store)
+            self._recovered(store, now)
+        self._settle(store, now)
+        self._answer_requests(store)
+        self._send(store, now)
+        if now >= self._prune_at and not stopping:
+            n = store.prune_slice(self._clock(), self._storage.scores_days, self._storage.max_bytes)
+            self._prune_at = now + (PRUNE_PAUSE_S if n else PRUNE_EVERY_S)
+        self._note_stats(store, now)
+
+    def _commit(self, store: Store, tail: bool) -> None:
+        batch = self._take()
         try:
-            self._store.write(records)
+            store.write(self._records(batch, tail))
         except StoreError:
             with self._lock:
                 self._put_back(batch)
             raise
+        self._let_out(batch)
+
+    def _take(self) -> dict[str, _Pending]:
+        with self._lock:
+            batch, self._pending = self._pending, {}
+            self._batch_states = {sensor: self._states[sensor] for sensor in batch}
+            self._urgent = False
+        return batch
+
+    def _records(self, batch: dict[str, _Pending], tail: bool) -> list[Record]:
+        return [
+            Record(
+                sensor,
+                tuple(pending.measured),
+                tuple(pending.events),
+                self._batch_states[sensor].alarm,
+                pipeline.dump(self._batch_states[sensor], tail=tail),
+                pending.t if pending.event_t is None else pending.event_t,
+            )
+            for sensor, pending in batch.items()
+        ]
+
+    def _let_out(self, batch: dict[str, _Pending]) -> None:
+        """What waited for the commit: events go by the outbox, answers and states at once."""
         for sensor, pending in batch.items():
+            self._rate.add(len(pending.measured), sum(len(event.payload) for event in pending.events), len(pending.events))
             if pending.events:
                 self._outbox_open = True
                 if len(self._fresh) > 1000:  # nobody listens: these are late by now
                     self._fresh.clear()
                 self._fresh.update(event.transition.event_id for event in pending.events)
+                self._remember(_outbox_rows(pending))
             for topic, payload in pending.answers:
                 self._transport.publish(topic, payload, qos=1)
             if pending.announce is not None:
                 with self._lock:
                     self._announced[sensor] = pending.announce
                 self._transport.publish(*pending.announce, qos=1, retain=True)
-        self._commit_shadow()
 
-    def _commit_shadow(self) -> None:
+    def _commit_shadow(self, store: Store) -> None:
         with self._lock:
             rows = list(self._shadow)
         if not rows:
             return
-        self._store.write_shadow(rows)
+        store.write_shadow(rows)
         with self._lock:
             # What came meanwhile stays; where that filled the buffer, its oldest rows are gone already.
             for row in rows:
                 if self._shadow and self._shadow[0] is row:
                     self._shadow.popleft()
+
+    def _remember(self, rows: Iterable[OutboxRow]) -> None:
+        for row in rows:
+            self._remembered[row.event_id] = row
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
 
     def _put_back(self, batch: dict[str, _Pending]) -> None:
         for sensor, old in batch.items():
@@ -306,78 +390,251 @@ class Keeper:
                 pending.measured.popleft()
                 self._shed += 1
 
-    def _settle(self, acks: list[tuple[Token, bool]]) -> None:
+    # ---------------------------------------------------------------- to the broker
+
+    def _settle(self, store: Store, now: float) -> None:
+        with self._lock:
+            acks = list(self._acks)
+            self._acks.clear()
         sent = []
         for token, ok in acks:
-            row_id = self._in_flight.pop(token, None)
-            if row_id is None:
+            row = self._in_flight.pop(token, None)
+            if row is None:
                 continue
-            if ok:
-                sent.append(row_id)
-            else:
-                self._rejected.add(row_id)
-        if sent:
             self._outbox_open = True
+            if ok:
+                sent.append(row)
+            else:
+                self._held[row.topic] = now + REFUSED_S
+        if sent:
             try:
-                self._store.mark_sent(sent, self._clock())
+                store.mark_sent([row.id for row in sent], self._clock())
             except StoreError:
                 # Not marked is sent again: twice is allowed, never is not.
-                self._rejected.update(sent)
+                self._held.update((row.topic, now + RETRY_S) for row in sent)
                 raise
+            for row in sent:
+                self._remembered.pop(row.event_id, None)
+                self._unstored.discard(row.event_id)
 
-    def _send(self) -> None:
-        """Hand the oldest waiting events to the broker, in the order they were made."""
+    def _send(self, store: Store, now: float) -> None:
+        """Hand the oldest waiting events to the broker, in the order they were made.
+
+        A topic on which an event was refused waits, so that none overtakes it. Where a subscriber is
+        required one event of a topic is under way at a time, for the same reason.
+        """
+        for topic in [topic for topic, until in self._held.items() if until <= now]:
+            del self._held[topic]
+            self._outbox_open = True
         if not self._outbox_open or not self._transport.connected:
             return
         room = MAX_IN_FLIGHT - len(self._in_flight)
         if room <= 0:
             return
-        busy = {*self._in_flight.values(), *self._rejected}
-        rows = [row for row in self._store.unsent(room + len(busy)) if row.id not in busy][:room]
+        busy = {row.id for row in self._in_flight.values()}
+        taken = set(self._held)
+        if self._one_each:
+            taken |= {row.topic for row in self._in_flight.values()}
+        rows = [row for row in store.unsent(room + len(busy), without=sorted(taken)) if row.id not in busy][:room]
         self._outbox_open = bool(rows)
         for row in rows:
+            if self._one_each and row.topic in taken:
+                continue
+            taken.add(row.topic)
             token = self._transport.publish(row.topic, self._payload(row), qos=row.qos, retain=row.retain)
             if token is None:
                 return  # the link was lost this instant; it waits for the next one
-            self._in_flight[token] = row.id
+            self._in_flight[token] = row
 
     def _payload(self, row: OutboxRow) -> bytes:
         first = row.event_id in self._fresh
         self._fresh.discard(row.event_id)
-        late = not first or self._clock() - row.created > LATE_S
-        # msgspec writes without blanks, and a quote inside a text is escaped: this is the field itself.
-        return (row.payload.replace('"late":false', '"late":true', 1) if late else row.payload).encode()
+        late = not first or row.event_id in self._unstored or self._clock() - row.created > LATE_S
+        return _late(row.payload) if late else row.payload.encode()
 
-    def _requeue(self, which: dict[str, Any], answer: Callable[[bool, str], Answer]) -> None:
-        try:
-            n = self._store.requeue(**which)
-        except StoreError as error:
-            self._transport.publish(*answer(False, str(error)), qos=1)
-            raise
-        self._outbox_open = True
+    def _answer_requests(self, store: Store) -> None:
         with self._lock:
-            self._rejected.clear()
-        self._transport.publish(*answer(True, f"{n} event{'s' if n != 1 else ''} to be sent again"), qos=1)
+            requests = list(self._requests)
+            self._requests.clear()
+        for which, answer in requests:
+            try:
+                n = store.requeue(**which)
+            except StoreError as error:
+                self._transport.publish(*answer(False, str(error)), qos=1)
+                raise
+            self._outbox_open = True
+            self._held.clear()
+            self._transport.publish(*answer(True, f"{n} event{'s' if n != 1 else ''} to be sent again"), qos=1)
 
-    def _note_stats(self) -> None:
-        rows, oldest = self._store.outbox_stats()
-        self.stats = Stats(rows, oldest, self._shed, self._trouble)
+    # ---------------------------------------------------------------- trouble
 
-    def _failed(self, error: StoreError) -> None:
+    def _opened(self, store: Store) -> None:
+        """A database was opened: by the start, or after trouble."""
+        self._checked = store.checked
+        self._in_flight.clear()
+        self._outbox_open = True
+        self._remember(store.unsent(MAX_REMEMBERED))
+        log.info("%s: checked: %s", store.path, store.checked)
+        if not store.reserve():
+            log.warning(
+                "%s: less than %d MiB are free on its disk: free some space", store.path, 2 * RESERVE_BYTES >> 20
+            )
+
+    def _mend(self, error: StoreError, now: float) -> None:
+        """Do what can be done about it, and say so."""
+        self._failed(error, now)
+        try:
+            if isinstance(error, DamagedStoreError):
+                self._replace(error, now)
+                self._retry_at = now
+            elif isinstance(error, FullStoreError) and self._store is not None:
+                self._full = True
+                if self._trims < TRIMS:
+                    n = self._store.make_room()
+                    self._trims += 1
+                    self._trimmed += n
+                    self._retry_at = now if n else self._retry_at
+            elif isinstance(error, UnwritableStoreError) and self._store is not None:
+                # Opened again it is looked at again: the disk may come back otherwise than it went.
+                store, self._store = self._store, None
+                store.close()
+        except StoreError as again:
+            self._failed(again, now)
+        self._tell_unstored(now)
+
+    def _replace(self, error: StoreError, now: float) -> None:
+        old, self._store = self._store, None
+        with self._lock:
+            for sensor in self._states:
+                self._pending.setdefault(sensor, _Pending(t=self._clock()))
+        batch = self._take()
+        try:
+            records = self._records(batch, tail=False)
+            aside = salvage.replace(
+                self._path, self._base, old, records, tuple(self._remembered.values()), self._clock()
+            )
+        except StoreError:
+            with self._lock:
+                self._put_back(batch)
+            raise
+        self._set_aside = None if aside is None else aside.name
+        self._trouble = f"{error}; a new database was begun" + ("" if aside is None else f", the old one is {aside}")
+        self._told_until = now + TOLD_S
+        self._in_flight.clear()
+        self._let_out(batch)
+
+    def _tell_unstored(self, now: float) -> None:
+        """Alarms that could not be put on record for a while: heard without a record is better than not heard."""
+        if now - self._since < UNSTORED_S or not self._transport.connected:
+            return
+        with self._lock:
+            waiting = [(row, p.announce) for p in self._pending.values() for row in _outbox_rows(p)]
+        if self._store is None:
+            waiting = [*((row, None) for row in self._remembered.values()), *waiting]
+        for row, announce in waiting:
+            if row.event_id in self._unstored:
+                continue
+            late = self._clock() - row.created > 2 * UNSTORED_S
+            payload = _late(row.payload) if late else row.payload.encode()
+            if self._transport.publish(row.topic, payload, qos=1) is None:
+                return
+            self._unstored.add(row.event_id)
+            if announce is not None:
+                self._transport.publish(*announce, qos=1, retain=True)
+
+    def _note_stats(self, store: Store, now: float) -> None:
+        rows, oldest = store.outbox_stats()
+        if now >= self._room_at:
+            self._room_at = now + ROOM_EVERY_S
+            self._room = store.room_bytes(self._storage.max_bytes)
+        self.stats = Stats(
+            rows, oldest, self._shed, self._trouble, self._trimmed, self._set_aside, self._checked,
+            self._rate.hours(self._room, now),
+        )  # fmt: skip
+
+    def _failed(self, error: StoreError, now: float) -> None:
         text = str(error)
-        if self._trouble is None:
+        if not self._failing:
             log.error("%s; scoring goes on, rows are kept in memory and written once it works again", text)
+            self._since, self._failing = now, True
         self._trouble = text
-        self.stats = Stats(self.stats.outbox_rows, self.stats.outbox_oldest_t, self._shed, text)
+        with self._lock:
+            held = sum(len(pending.measured) for pending in self._pending.values())
+        hours = self._rate.hours_of_rows(MAX_ROWS - held, now)
+        self.stats = replace(
+            self.stats, shed_scores=self._shed, trouble=text, trimmed_scores=self._trimmed, buffer_hours=hours
+        )
 
-    def _recovered(self) -> None:
-        if self._trouble is not None:
-            log.warning("%s: works again; %d scores were shed meanwhile", self._store.path, self._shed)
+    def _recovered(self, store: Store, now: float) -> None:
+        self._trims = 0
+        if self._failing:
+            log.warning("%s: works again; %d scores were shed meanwhile", store.path, self._shed)
+            self._failing = False
+        if self._full and not store.reserve():
+            self._trouble = (
+                f"{store.path}: the disk is full; {self._trimmed} of the oldest scores were deleted to make room: "
+                "free some space"
+            )
+            return
+        self._full = False
+        if self._trouble is not None and now >= self._told_until:
             self._trouble = None
-            self.stats = Stats(self.stats.outbox_rows, self.stats.outbox_oldest_t, self._shed, None)
 
     def _close(self) -> None:
+        with self._lock:
+            rows = sum(len(pending.measured) for pending in self._pending.values())
+            events = sum(len(pending.events) for pending in self._pending.values())
+        if rows or events:
+            log.error("%s: %d scores and %d events could not be put on record", self._path, rows, events)
+        if self._store is None:
+            return
         try:
             self._store.close()
         except StoreError as error:
             log.error("%s", error)
+
+
+class _Rate:
+    """How fast the database grows now: over the last `RATE_S` at most, two halves of it."""
+
+    def __init__(self, now: float) -> None:
+        self._before = self._this = (now, 0, 0)  # since, rows, bytes
+
+    def add(self, rows: int, event_chars: int, events: int) -> None:
+        """Rows of scores and events that were written."""
+        since, had, size = self._this
+        size += rows * ROW_BYTES + 2 * event_chars + events * EVENT_BYTES
+        self._this = since, had + rows, size
+
+    def _per_hour(self, now: float) -> tuple[float, float]:
+        """(rows, bytes) an hour."""
+        if now - self._this[0] >= RATE_S / 2:
+            self._before, self._this = self._this, (now, 0, 0)
+        hours = max(now - self._before[0], 1.0) / 3600.0
+        same = self._before[0] == self._this[0]
+        rows, size = (self._this[i] + (0 if same else self._before[i]) for i in (1, 2))
+        return rows / hours, size / hours
+
+    def hours(self, room: float, now: float) -> float | None:
+        """How long this many bytes last; None where nothing is written."""
+        size = self._per_hour(now)[1]
+        return round(room / size, 1) if size else None
+
+    def hours_of_rows(self, rows: int, now: float) -> float | None:
+        """How long memory for this many rows lasts; None where nothing is written."""
+        per_hour = self._per_hour(now)[0]
+        return round(max(0, rows) / per_hour, 1) if per_hour else None
+
+
+def _outbox_rows(pending: _Pending) -> list[OutboxRow]:
+    """The events of a sensor as they would stand in the outbox."""
+    created = pending.t if pending.event_t is None else pending.event_t
+    return [
+        OutboxRow(0, event.transition.event_id, event.topic, event.payload, 1, False, created)
+        for event in pending.events
+    ]
+
+
+def _late(payload: str) -> bytes:
+    # msgspec writes without blanks, and a quote inside a text is escaped: this is the field itself.
+    return payload.replace('"late":false', '"late":true', 1).encode()

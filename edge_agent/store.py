@@ -13,21 +13,31 @@ Times in text are RFC 3339 UTC with milliseconds, so that text order is time ord
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edge_agent.alarms import Alarm, Transition
-from edge_agent.errors import StoreError
+from edge_agent.alarms import ACKED, UNACK, Alarm, Transition
+from edge_agent.errors import DamagedStoreError, FullStoreError, StoreError, UnwritableStoreError
 from edge_agent.pipeline import Measured
 from edge_agent.signals import parse_time, rfc3339
 
-#: Rows deleted in one transaction by `prune`: a few milliseconds, so that an event never waits long.
-PRUNE_SLICE = 2000
+#: Rows rolled up or deleted in one transaction: a few milliseconds, so that an event never waits long.
+PRUNE_SLICE = 500
+#: Raw scores that stay even where the database grows beyond its size, by their own time.
+KEPT_S = 86400.0
+#: A file of this size beside the database is given up when the disk is full, so that the oldest scores can be
+#: deleted at all: a deletion is written to the journal first, which holds at most as much.
+RESERVE_BYTES = 8 << 20
+#: Seconds that the check at start may take.
+CHECK_S = 2.0
 
 #: Migration n brings the database from schema version n to n + 1; append, never change one.
 MIGRATIONS: tuple[str, ...] = (
@@ -51,6 +61,9 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE shadow_scores(id INTEGER PRIMARY KEY, sensor TEXT, ts TEXT, bundle TEXT, score REAL, threshold REAL,
                                ratio REAL, event TEXT);
     CREATE INDEX shadow_scores_bundle ON shadow_scores(bundle, sensor, ts);
+    CREATE TABLE scores_minute(sensor TEXT, minute TEXT, n INTEGER, scored INTEGER, score_min REAL, score_mean REAL,
+                               score_max REAL, ratio_max REAL, good INTEGER, suspect INTEGER, bad INTEGER,
+                               PRIMARY KEY (sensor, minute)) WITHOUT ROWID;
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -63,6 +76,24 @@ _UPSERT_ALARM = (
     f" ({', '.join('excluded.' + name for name in _ALARM_COLUMNS.split(', '))})"
     f" WHERE ({_ALARM_COLUMNS}) IS NOT ({', '.join('excluded.' + name for name in _ALARM_COLUMNS.split(', '))})"
 )
+
+# A minute that is cut by a slice is completed by the next one.
+_ROLL_UP = """
+    INSERT INTO scores_minute(sensor, minute, n, scored, score_min, score_mean, score_max, ratio_max, good, suspect, bad)
+    SELECT sensor, substr(ts, 1, 17) || '00.000Z', count(*), count(score), min(score), avg(score), max(score), max(ratio),
+           sum(quality = 'good'), sum(quality = 'suspect'), sum(quality = 'bad')
+    FROM scores WHERE id IN (SELECT id FROM old) GROUP BY 1, 2
+    ON CONFLICT(sensor, minute) DO UPDATE SET
+        n = n + excluded.n,
+        score_mean = CASE WHEN scored + excluded.scored > 0 THEN
+            (coalesce(score_mean, 0) * scored + coalesce(excluded.score_mean, 0) * excluded.scored)
+            / (scored + excluded.scored) END,
+        scored = scored + excluded.scored,
+        score_min = min(coalesce(score_min, excluded.score_min), coalesce(excluded.score_min, score_min)),
+        score_max = max(coalesce(score_max, excluded.score_max), coalesce(excluded.score_max, score_max)),
+        ratio_max = max(coalesce(ratio_max, excluded.ratio_max), coalesce(excluded.ratio_max, ratio_max)),
+        good = good + excluded.good, suspect = suspect + excluded.suspect, bad = bad + excluded.bad
+"""
 
 
 @dataclass(frozen=True)
@@ -125,7 +156,13 @@ def lock(path: Path) -> IO[bytes]:
     beside = path.with_name(path.name + ".lock")
     _make_folder(path)
     try:
-        file = beside.open("ab")
+        try:
+            file: IO[bytes] = beside.open("ab")
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.ENOSPC) or not path.is_file():
+                raise
+            # A disk that may only be read now: nobody else can make the lock file either.
+            file = (beside if beside.is_file() else path).open("rb")
     except OSError as error:
         raise StoreError(
             f"{beside}: cannot be opened ({error.strerror}): the agent's user must be able to write beside the database"
@@ -160,17 +197,22 @@ def in_use(path: Path) -> bool:
 class Store:
     """The write path; `Store.open` makes one."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, checked: str = "not checked") -> None:
         """Takes over an open connection in autocommit mode whose schema is the present one."""
         self.path = path
+        self.checked = checked
         self._db = connection
+        self._files = _identities(path)
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Open or create the database, with its folder, and bring its schema up to date.
+    def open(
+        cls, path: Path, check_s: float = CHECK_S, monotonic: Callable[[], float] = time.monotonic
+    ) -> Store:
+        """Open or create the database, with its folder, check it and bring its schema up to date.
 
-        Raises StoreError with the path and the mend where it cannot be opened or written, is not a
-        database, is damaged, or was written by a newer version.
+        check_s : seconds that `PRAGMA quick_check` may take; `checked` tells how it came out
+        Raises StoreError with the path and the mend where it cannot be opened, belongs to another program or
+        was written by a newer version; DamagedStoreError and UnwritableStoreError where that is what is wrong.
         """
         _make_folder(path)
         with _errors(path, "opened"):
@@ -185,11 +227,15 @@ class Store:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA wal_autocheckpoint = 4000")
                 db.execute("PRAGMA synchronous = NORMAL")
-                _migrate(db, path)
+                db.execute("PRAGMA temp_store = MEMORY")
+                version = _version(db, path)
+                checked = _quick_check(db, path, check_s, monotonic)
+                _migrate(db, path, version)
         except StoreError:
-            db.close()
+            with suppress(sqlite3.Error):  # what is wrong has been told
+                db.close()
             raise
-        return cls(db, path)
+        return cls(db, path, checked)
 
     def write(self, records: Sequence[Record]) -> None:
         """Put all records down in one transaction, or nothing.
@@ -228,6 +274,7 @@ class Store:
         return Alarm(
             state=state,
             severity=severity,
+            condition=state in (UNACK, ACKED),
             alarm_id=alarm_id,
             since=None if since is None else parse_time(since),
             shelved_until=None if shelved_until is None else parse_time(shelved_until),
@@ -235,13 +282,13 @@ class Store:
             ack_why=ack_why,
         )
 
-    def unsent(self, limit: int = 100) -> tuple[OutboxRow, ...]:
-        """The oldest events that the broker has not acknowledged, in the order they were made."""
+    def unsent(self, limit: int = 100, without: Sequence[str] = ()) -> tuple[OutboxRow, ...]:
+        """The oldest events that the broker has not acknowledged, in the order they were made, but for some topics."""
         with _errors(self.path, "read"):
             rows = self._db.execute(
                 "SELECT id, event_id, topic, payload, qos, retain, created FROM outbox"
-                " WHERE sent IS NULL ORDER BY id LIMIT ?",
-                (limit,),
+                f" WHERE sent IS NULL AND topic NOT IN ({', '.join('?' * len(without))}) ORDER BY id LIMIT ?",
+                (*without, limit),
             ).fetchall()
         return tuple(
             OutboxRow(row_id, event_id, topic, payload, qos, bool(retain), parse_time(created))
@@ -292,13 +339,21 @@ class Store:
             ).fetchone()
         return int(n), None if oldest is None else parse_time(oldest)
 
-    def prune(self, now_t: float, days: float = 35.0) -> int:
-        """Delete raw scores older than `days` and acknowledged outbox rows as old; events stay.
+    def prune(self, now_t: float, days: float = 35.0, max_bytes: float | None = None) -> int:
+        """`prune_slice` until nothing is left to do; returns the number of rows that went."""
+        gone = 0
+        while n := self.prune_slice(now_t, days, max_bytes):
+            gone += n
+        return gone
 
-        A sensor's age counts from its own newest row, at most from now: replayed recordings of twenty
-        years ago stay as long as live ones. Returns the number of rows deleted, `PRUNE_SLICE` a transaction.
+    def prune_slice(self, now_t: float, days: float = 35.0, max_bytes: float | None = None) -> int:
+        """One transaction of retention, at most `PRUNE_SLICE` rows; 0 where nothing is left to do. Events stay.
+
+        Raw scores older than `days` become one row a minute in `scores_minute`, and acknowledged outbox rows
+        as old are deleted. A sensor's age counts from its own newest row, at most from now: replayed
+        recordings of twenty years ago stay as long as live ones. Where the database holds more than
+        `max_bytes`, the oldest raw scores but those of the last day are rolled up early, then the oldest minutes go.
         """
-        deleted = 0
         with _errors(self.path, "written"):
             for (sensor,) in self._db.execute("SELECT sensor FROM alarm_state").fetchall():
                 newest = self._db.execute(
@@ -306,30 +361,126 @@ class Store:
                 ).fetchone()[0]
                 if newest is not None:
                     cutoff = rfc3339(min(now_t, parse_time(newest)) - days * 86400.0)
-                    deleted += self._delete("scores", "sensor = ? AND ts < ?", (sensor, cutoff))
-                    deleted += self._delete("shadow_scores", "sensor = ? AND ts < ?", (sensor, cutoff))
+                    if n := self._roll_up("sensor = ? AND ts < ? ORDER BY ts", (sensor, cutoff)):
+                        return n
+                    if n := self._delete("shadow_scores", "id", "sensor = ? AND ts < ?", (sensor, cutoff)):
+                        return n
             cutoff = rfc3339(now_t - days * 86400.0)
-            deleted += self._delete("outbox", "sent IS NOT NULL AND sent < ?", (cutoff,))
-        return deleted
+            if n := self._delete("outbox", "id", "sent IS NOT NULL AND sent < ?", (cutoff,)):
+                return n
+            if max_bytes is None or self._used_bytes() <= max_bytes:
+                return 0
+            newest = self._db.execute("SELECT ts FROM scores ORDER BY id DESC LIMIT 1").fetchone()
+            if newest is not None:
+                cutoff = rfc3339(parse_time(newest[0]) - KEPT_S)
+                if n := self._roll_up("ts < ? ORDER BY id", (cutoff,)):
+                    return n
+            return self._delete("scores_minute", "(sensor, minute)", "1 ORDER BY minute", ())
+
+    def trim(self) -> int:
+        """Delete the oldest scores, a slice of them, minutes before single rows; returns how many."""
+        with _errors(self.path, "written"):
+            return (
+                self._delete("shadow_scores", "id", "1 ORDER BY id", ())
+                or self._delete("scores_minute", "(sensor, minute)", "1 ORDER BY minute", ())
+                or self._delete("scores", "id", "1 ORDER BY id", ())
+            )
+
+    def make_room(self) -> int:
+        """On a full disk: give up the reserve, fold the journal back into the file, `trim`. Rows deleted."""
+        self.reserve_path.unlink(missing_ok=True)
+        with suppress(sqlite3.Error):  # where even that finds no room, the deletion tells
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        return self.trim()
+
+    @property
+    def reserve_path(self) -> Path:
+        """The file whose room is given up when the disk is full."""
+        return self.path.with_name(self.path.name + ".reserve")
+
+    def reserve(self) -> bool:
+        """Hold room back for `make_room`; False where twice as much is not free (or held already)."""
+        path = self.reserve_path
+        try:
+            if path.exists() and path.stat().st_size >= RESERVE_BYTES:
+                return True
+            free = os.statvfs(path.parent)
+            if free.f_bavail * free.f_frsize < 2 * RESERVE_BYTES:
+                return False
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        except OSError:
+            return False
+        return True
+
+    def room_bytes(self, max_bytes: float) -> float:
+        """Bytes that the database may still grow by: on the disk, and up to `max_bytes`."""
+        with _errors(self.path, "read"):
+            used = self._used_bytes()
+        free = os.statvfs(self.path.parent)
+        return max(0.0, min(float(free.f_bavail * free.f_frsize), max_bytes - used))
+
+    def gone(self) -> bool:
+        """Whether the file, or its journal, is no longer the one that was opened."""
+        return any(was not in (None, now) for was, now in zip(self._files, _identities(self.path), strict=True))
+
+    def copy_to(self, path: Path) -> None:
+        """Write all of it to a new file; an open database can be read after its file was deleted."""
+        with _errors(self.path, "read"), closing(sqlite3.connect(path)) as other:
+            self._db.backup(other)
+
+    def adopt(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Take over rows of another database, but for those that are here already."""
+        marks = ", ".join("?" * len(columns))
+        with _errors(self.path, "written"), self._transaction() as db:
+            db.executemany(f"INSERT OR IGNORE INTO {table}({', '.join(columns)}) VALUES ({marks})", rows)
+
+    def queue_again(self, rows: Sequence[OutboxRow]) -> None:
+        """Have these events wait for the broker, where they do not wait already; `id` is not looked at."""
+        with _errors(self.path, "written"), self._transaction() as db:
+            db.executemany(
+                "INSERT INTO outbox(event_id, topic, payload, qos, retain, created, sent)"
+                " SELECT ?1, ?2, ?3, ?4, ?5, ?6, NULL"
+                " WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE event_id = ?1 AND sent IS NULL)",
+                [(r.event_id, r.topic, r.payload, r.qos, int(r.retain), rfc3339(r.created)) for r in rows],
+            )
 
     def close(self) -> None:
         """Close; what was written is on disk."""
         with _errors(self.path, "closed"):
             self._db.close()
 
-    def _delete(self, table: str, where: str, values: tuple[str, ...]) -> int:
-        deleted = 0
-        while True:
-            n = self._db.execute(
-                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE {where} LIMIT {PRUNE_SLICE})",
-                values,
+    def _roll_up(self, where: str, values: tuple[str, ...]) -> int:
+        with self._transaction() as db:
+            db.execute("CREATE TEMP TABLE IF NOT EXISTS old(id INTEGER PRIMARY KEY)")
+            db.execute("DELETE FROM old")
+            n = db.execute(
+                f"INSERT INTO old SELECT id FROM scores WHERE {where} LIMIT {PRUNE_SLICE}", values
             ).rowcount
-            deleted += n
-            if n < PRUNE_SLICE:
-                return deleted
+            if n:
+                db.execute(_ROLL_UP)
+                db.execute("DELETE FROM scores WHERE id IN (SELECT id FROM old)")
+        return n
+
+    def _delete(self, table: str, key: str, where: str, values: tuple[str, ...]) -> int:
+        columns = key.strip("()")
+        return self._db.execute(
+            f"DELETE FROM {table} WHERE {key} IN (SELECT {columns} FROM {table} WHERE {where} LIMIT {PRUNE_SLICE})",
+            values,
+        ).rowcount
+
+    def _used_bytes(self) -> int:
+        pages, free, size = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self.gone():
+            # SQLite would go on writing into a file without a name.
+            raise DamagedStoreError(f"{self.path}: was deleted or replaced while the agent was running")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -406,8 +557,24 @@ class Store:
             )
 
 
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    version = _version(db, path)
+def _quick_check(db: sqlite3.Connection, path: Path, limit_s: float, monotonic: Callable[[], float]) -> str:
+    """"ok", or that there was not time enough; raises DamagedStoreError with the first finding."""
+    deadline = monotonic() + limit_s
+    db.set_progress_handler(lambda: monotonic() > deadline, 2000)
+    try:
+        found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if "interrupted" not in str(error):
+            raise
+        return f"sound as far as {limit_s:g} s allowed to look"
+    finally:
+        db.set_progress_handler(None, 0)
+    if found != "ok":
+        raise DamagedStoreError(f"{path}: is damaged ({' '.join(found.split())[:200]}): {_hint('malformed')}")
+    return found
+
+
+def _migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"{path}: schema version {version} was written by a newer agent, this one knows {SCHEMA_VERSION}: "
@@ -440,7 +607,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ("not a database", "it is not a SQLite database: move it away, or name another file in `database`"),
     (
         "malformed",
-        "it is damaged: stop the agent, save what `sqlite3 FILE .recover` yields, and start with a new file",
+        "it is damaged: the agent sets it aside and begins a new one; `sqlite3 FILE .recover` yields what is left",
     ),
     (
         "unable to open",
@@ -466,9 +633,41 @@ def _make_folder(path: Path) -> None:
         ) from error
 
 
+def _identities(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    """Device and inode of the file and of its journal; None where there is none."""
+    found: list[tuple[int, int] | None] = []
+    for name in (path, path.with_name(path.name + "-wal")):
+        try:
+            stat = name.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((stat.st_dev, stat.st_ino))
+    return tuple(found)
+
+
+def _read_only_disk(path: Path) -> bool:
+    try:
+        return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _kind(path: Path, message: str) -> type[StoreError]:
+    if "malformed" in message or "not a database" in message:
+        return DamagedStoreError
+    if "full" in message:
+        return FullStoreError
+    if "readonly" in message or "disk I/O error" in message or _read_only_disk(path):
+        return UnwritableStoreError
+    return StoreError
+
+
 @contextmanager
 def _errors(path: Path, action: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"{path}: cannot be {action} ({error}): {_hint(str(error))}") from error
+        text = str(error)
+        hint = "the disk may only be read now: see the system's log" if _read_only_disk(path) else _hint(text)
+        raise _kind(path, text)(f"{path}: cannot be {action} ({text}): {hint}") from error

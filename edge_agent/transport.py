@@ -45,6 +45,11 @@ CONNACK_S = 4.0
 MAX_UNWRITTEN = 1000
 #: MQTT 5 reason codes (3.1.1 codes are translated to them by paho) that blame the protocol version.
 _WRONG_VERSION = (0x84, 0x01)
+#: Reason code of a PUBACK: taken, but no subscriber matched.
+_NO_SUBSCRIBER = 0x10
+#: QoS 1 messages that the broker may have under way to us: beyond this it waits (MQTT 5). The bounded queue
+#: of each sensor bounds what was taken.
+RECEIVE_MAXIMUM = 64
 
 #: (number of the connection, message id in it): what an acknowledgement refers to.
 Token = tuple[int, int]
@@ -121,6 +126,7 @@ class MqttTransport:
 
     status_topic : retained QoS 1 `online` / `stopped`, and `offline` as the last will; None: no status
     clean        : begin without the broker's memory of us (tools); the agent keeps its session
+    chance       : numbers from 0 to 1 that spread the waits between attempts
     old          : have retained messages sent on subscribing, where the broker can be asked not to (MQTT 5)
     Hooks run in paho's thread: they must return at once. Whatever they raise is logged.
     """
@@ -138,7 +144,9 @@ class MqttTransport:
         clean: bool = False,
         old: bool = False,
         keepalive_s: int = KEEPALIVE_S,
+        chance: Callable[[], float] = random.random,
     ) -> None:
+        self._chance = chance
         self._mqtt, self._client_id = mqtt, client_id
         self._handler = on_message
         self._hooks = (on_connected, on_disconnected, on_acknowledged)
@@ -252,8 +260,7 @@ class MqttTransport:
             elif self._other_version:
                 self._other_version = False
                 continue
-            # Spread, so that a hundred agents do not return to a restarted broker in one second.
-            self._stopping.wait(delay * random.uniform(0.75, 1.25))
+            self._stopping.wait(spread(delay, self._chance()))
             delay = min(BACKOFF_S[1], delay * 2.0)
 
     def _connection(self) -> bool:
@@ -307,6 +314,7 @@ class MqttTransport:
         if not self._v5:
             return {}
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.ReceiveMaximum = RECEIVE_MAXIMUM
         if not self._clean:
             properties.SessionExpiryInterval = SESSION_S
         return {"clean_start": self._clean, "properties": properties}
@@ -381,8 +389,11 @@ class MqttTransport:
     def _on_publish(self, client: paho.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
         assert isinstance(client, _Client)
         client.count(-1)
-        ok = code is None or code.value < 0x80
-        if not ok:
+        unheard = self._mqtt.require_subscriber and code is not None and code.value == _NO_SUBSCRIBER
+        ok = not unheard and (code is None or code.value < 0x80)
+        if unheard:
+            self._once("unheard", "nobody subscribes to messages of ours; events wait for somebody (mqtt.require_subscriber)")
+        elif not ok:
             self._once(f"publish {code}", f"the broker rejects messages of ours: {code}; check its access rules")
         self._call(self._hooks[2], (client.number, mid), ok)
 
@@ -418,6 +429,11 @@ class MqttTransport:
             hook(*args)
         except Exception:
             log.exception("in a hook of the transport")
+
+
+def spread(delay_s: float, chance: float) -> float:
+    """Half to the whole of the delay: a hundred agents do not return to a restarted broker in one second."""
+    return delay_s * (0.5 + 0.5 * chance)
 
 
 def probe(mqtt: MqttConfig, timeout_s: float = 10.0) -> None:

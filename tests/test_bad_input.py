@@ -222,15 +222,19 @@ def test_an_absent_broker_does_not_stop_the_agent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"this is no database, but text" * 100, b"SQLite format 3\0" + b"\xa5" * 9000])
-def test_an_unreadable_database_is_named_and_exits_1(tmp_path: Path, content: bytes) -> None:
-    """A file that is no database, or a damaged one, ends the start with exit 1, its path and a mend."""
+def test_an_unreadable_database_is_set_aside_and_named(tmp_path: Path, content: bytes) -> None:
+    """A file without a readable header does not keep the agent from starting: it is kept under a new name, and told."""
     path = write_plant(tmp_path, free_port())
     (tmp_path / "agent.db").write_bytes(content)
     agent = Process(path)
-    assert agent.process.wait(30) == 1
-    said = agent.said()
-    assert str(tmp_path / "agent.db") in said
-    assert "Traceback" not in said
+    try:
+        until(lambda: "the old one is kept as" in agent.said(), 30, "the line in the log")
+        until(lambda: "nothing listens there" in agent.said(), 30, "the agent's start")
+    finally:
+        assert agent.end() == 0
+    assert [aside.read_bytes() for aside in tmp_path.glob("agent.db.damaged-*Z")] == [content]
+    assert rows(tmp_path / "agent.db", "PRAGMA quick_check") == [("ok",)]
+    assert "Traceback" not in agent.said()
 
 
 def test_a_database_that_stops_working_stops_no_scoring(

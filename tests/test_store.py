@@ -85,7 +85,7 @@ def test_schema_is_that_of_the_contract(path: Path) -> None:
 def test_a_record_is_written_whole_and_read_back(path: Path) -> None:
     """Scores, event, alarm, state and outbox of one record are all there after reopening."""
     store = Store.open(path)
-    alarm = Alarm("ACKED", "alarm", "A1", T0, acked_by="kim", ack_why="seen", shelved_until=T0 + 5)
+    alarm = Alarm("ACKED", "alarm", "A1", T0, condition=True, acked_by="kim", ack_why="seen", shelved_until=T0 + 5)
     store.write([record(window(0, None), window(1), events=(transition(1),), alarm=alarm, state=b"\x00\xff")])
     store.close()
     store = Store.open(path)
