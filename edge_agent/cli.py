@@ -340,6 +340,31 @@ def _bundle_change(a: argparse.Namespace) -> int:
     return WELL if ok else FAILED
 
 
+def _doctor(a: argparse.Namespace) -> int:
+    from edge_agent import doctor
+
+    columns = _Columns(verdict=7, check=22, found=0)
+    wrong = False
+    for check in doctor.examine(a.config, a.for_s):
+        wrong = wrong or check.verdict == doctor.WRONG
+        _row(a.json, columns, doctor.as_dict(check), alert=check.verdict == doctor.WRONG)
+        if check.do and not a.json:
+            print(f"{'':9}-> {check.do}")
+        sys.stdout.flush()
+    return FAILED if wrong else WELL
+
+
+def _support(a: argparse.Namespace) -> int:
+    from edge_agent import support
+
+    path, sizes = support.write(a.config, a.out, listen_s=a.for_s, log=a.log)
+    if a.json:
+        _line({"path": str(path), "bytes": path.stat().st_size, "files": sizes})
+    else:
+        print(f"{path}: {path.stat().st_size} bytes, {_count(len(sizes), 'file')}; look through it before you give it away")
+    return WELL
+
+
 def _demo(a: argparse.Namespace) -> int:
     from edge_agent import demo
 
@@ -581,6 +606,16 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--why", metavar="TEXT", help="and why")
 
     _add_bundle(commands)
+
+    for name, run, what in (
+        ("doctor", _doctor, "what is wrong around the agent, and what to do; exit code 1 where something is"),
+        ("support", _support, "an archive for whoever helps, without secrets"),
+    ):
+        p = add(name, run, what)
+        p.add_argument("--for", dest="for_s", type=span, default=10.0, metavar="TIME", help=f"listen to the sensors so long: 10s, 5m ({plain})")
+    p.add_argument("-o", "--out", type=Path, metavar="FILE", help="the archive (edge-agent-support-TIME.tar.gz)")
+    p.add_argument("--log", type=Path, metavar="FILE", help="the agent's log (systemd's journal of edge-agent)")
+
     p = add("demo", _demo, "broker, simulated machine and agent in one; ends by itself", config=False)
     p.add_argument("--port", type=int, metavar="N", help="where the broker listens (a free one)")
     p.add_argument("--no-fault", action="store_true", help="the machine stays healthy")

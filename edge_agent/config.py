@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import math
 import os
 import re
@@ -140,6 +141,14 @@ class SensorConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Where Prometheus may ask: port None is nowhere."""
+
+    port: int | None = None
+    bind: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole file. sha256 is that of its text; passwords are hidden from repr."""
 
@@ -151,6 +160,7 @@ class Config:
     sensors: dict[str, SensorConfig]
     sha256: str
     storage: StorageConfig = StorageConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 class _Wrong(Exception):  # noqa: N818 - becomes a Problem
@@ -258,6 +268,13 @@ def _budget(value: Any) -> Budget:
         raise _Wrong("so many events in a time, such as 1 per 30 d (s, min, h, d; 1 per 1 min to 1 per 3660 d)") from None
 
 
+def _address(value: Any) -> str:
+    try:
+        return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise _Wrong("an address of this machine, such as 127.0.0.1 (or 0.0.0.0 for all)") from None
+
+
 def _topic(value: Any) -> str:
     expected = "a literal topic such as plant/pump-1/waveform, without + # and not beginning with $ or /"
     if not isinstance(value, str) or not value or value[0] in "$/" or any(c in value for c in "+#\0"):
@@ -297,6 +314,8 @@ KEYS: dict[str, Key] = {
     "bundles.public_key": Key(_text("a path, written out", re.compile(r"[^$]+")), literal=True),
     "storage.max_mb": Key(_number(1, 1e6, "MB"), 1000.0),
     "storage.scores_days": Key(_number(1, 3650, "d"), 35.0),
+    "metrics.port": Key(_number(1, 65535, whole=True)),
+    "metrics.bind": Key(_address, "127.0.0.1"),
     "health_every_s": Key(_number(1, 3600, "s"), 60.0),
     "sensors.*.topic": Key(_topic, required="the topic the sensor publishes to"),
     "sensors.*.payload.format": Key(
@@ -502,7 +521,8 @@ class _Parser:
             base,
             top.get("mqtt.require_subscriber", False),
         )
-        if mqtt.password is not None and mqtt.username is None:
+        # Without the environment a reference reads as nothing.
+        if mqtt.password is not None and mqtt.username is None and self.env is not None:
             self.wrong("mqtt.username", None, "a name to go with mqtt.password")
         sensors = self.sensors(tree, base)
         key = top.get("bundles.public_key")
@@ -517,7 +537,8 @@ class _Parser:
             return None
         database = self.resolve(top["database"])
         storage = StorageConfig(top["storage.max_mb"], top["storage.scores_days"])
-        return Config(self.path, agent_id, mqtt, database, top["health_every_s"], sensors, digest, storage)
+        metrics = MetricsConfig(top["metrics.port"], top["metrics.bind"])
+        return Config(self.path, agent_id, mqtt, database, top["health_every_s"], sensors, digest, storage, metrics)
 
     def tls(self, tree: dict[str, Any], top: dict[str, Any]) -> TlsConfig | None:
         mqtt = tree.get("mqtt")

@@ -28,6 +28,7 @@ from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
 from edge_agent.inbox import Bucket, Inbox, OperatingValue
 from edge_agent.keeper import Keeper
+from edge_agent.metrics import Exporter
 from edge_agent.pipeline import Pipeline
 from edge_agent.signals import rfc3339
 from edge_agent.transport import MqttTransport, Transport
@@ -76,6 +77,7 @@ class Daemon:
         self._keeper: Keeper
         self._claim: IO[bytes]
         self.worker: Worker
+        self.metrics = Exporter(config.metrics, self.vitals)
 
     # ---------------------------------------------------------------- life
 
@@ -157,6 +159,7 @@ class Daemon:
         self._written = host.written_bytes()
         self._keeper.start()
         self.worker.start()
+        self.metrics.start()
         transport.subscribe(self._subscriptions())
         transport.start()
         log.info(
@@ -198,6 +201,7 @@ class Daemon:
     def stop(self) -> None:
         """Work off what waits, write every state with its window tail, say `stopped`, disconnect."""
         self._transport.pause()
+        self.metrics.stop()
         if not self.worker.drain(DRAIN_S):
             log.warning("%d messages were still waiting and are lost", sum(self.inbox.depths().values()))
         self._keeper.stop({name: sensor.state for name, sensor in self.worker.sensors.items()})
@@ -276,7 +280,7 @@ class Daemon:
             outcome = False, f"refused, the old configuration goes on: {error}"
         else:
             old, before = self.config, self._pipelines
-            fixed = (old.agent_id, old.mqtt, old.database) == (config.agent_id, config.mqtt, config.database)
+            fixed = all(getattr(old, what) == getattr(config, what) for what in ("agent_id", "mqtt", "database", "metrics"))
             self.config, self._pipelines, self._refused = config, pipelines, ()
             new_routes, new_regimes = _routes(config), _regimes(config)
             # Both old and new sensors are known while the worker changes over.
@@ -298,7 +302,7 @@ class Daemon:
             self._buckets = _buckets(config, self._buckets)
             self._transport.subscribe(self._subscriptions())
             self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
-            note = "" if fixed else "; changes of agent, mqtt and database take effect with a restart"
+            note = "" if fixed else "; changes of agent, mqtt, metrics and database take effect with a restart"
             outcome = True, f"reloaded: {said[0] if said else 'the worker is busy and takes over soon'}{note}"
             log.info("%s", outcome[1])
             self._tell_what_if(before, pipelines)
@@ -333,11 +337,17 @@ class Daemon:
         threading.Thread(target=tell, name="what-if", daemon=True).start()
 
     def _health(self, since_s: float) -> bytes:
-        t, stats, work = self._clock(), self._keeper.stats, self.worker.take_work()
-        sensors = self.worker.sensors
-        fields: dict[str, Any] = {
-            "schema": 1,
-            "ts": rfc3339(t),
+        work = self.worker.take_work()
+        # Seconds of signal scored per second of work: 10 means a load of 10 %.
+        factor = round(work.signal_s / work.busy_s, 2) if work.signal_s and work.busy_s else None
+        load = round(work.busy_s / since_s, 4) if since_s > 0 else None
+        figures = self._figures(real_time_factor=factor, load=load)
+        return msgspec.json.encode({"schema": 1, "ts": rfc3339(self._clock()), **figures})
+
+    def _figures(self, **since: float | None) -> dict[str, Any]:
+        """What `health` and the metrics both tell; `since`: what health alone tells, of the time since the last one."""
+        t, stats, sensors = self._clock(), self._keeper.stats, dict(self.worker.sensors)
+        return {
             "uptime_s": round(self._monotonic() - self._started, 1),
             "rss_bytes": host.rss_bytes(),
             "queues": self.inbox.depths(),
@@ -351,11 +361,7 @@ class Daemon:
             "outbox_oldest_s": None
             if stats.outbox_oldest_t is None
             else round(max(0.0, t - stats.outbox_oldest_t), 1),
-            # Seconds of signal scored per second of work: 10 means a load of 10 %.
-            "real_time_factor": round(work.signal_s / work.busy_s, 2)
-            if work.signal_s and work.busy_s
-            else None,
-            "load": round(work.busy_s / since_s, 4) if since_s > 0 else None,
+            **since,
             "shed_scores": stats.shed_scores,
             "trimmed_scores": stats.trimmed_scores,
             "store_trouble": stats.trouble,
@@ -366,7 +372,28 @@ class Daemon:
             "refused_sensors": list(self._refused),
             "clock_synced": host.clock_synced(),
         }
-        return msgspec.json.encode(fields)
+
+    def vitals(self) -> dict[str, Any]:
+        """What the metrics tell, of any thread: the figures of `health`, and how each sensor and the worker stand."""
+        now, work, sensors = self._monotonic(), self.worker.worked(), dict(self.worker.sensors)
+        figures = self._figures()
+        last = {name: sensor.state.last for name, sensor in sensors.items()}
+        return {
+            **figures,
+            "gaps": {name: sensor.gaps for name, sensor in sensors.items()},
+            "agent": self.config.agent_id,
+            "version": __version__,
+            "connected": self._transport.connected,
+            "idle_s": max(0.0, now - self.worker.heartbeat),
+            "busy_s": work.busy_s,
+            "signal_s": work.signal_s,
+            "store_trouble": figures["store_trouble"] is not None,
+            "database_bytes": host.database_bytes(self.config.database),
+            "heard_s": {name: max(0.0, now - sensor.heard) for name, sensor in sensors.items()},
+            "statuses": {name: {sensor.status: 1} for name, sensor in sensors.items() if sensor.status is not None},
+            "alarms": {name: {sensor.state.alarm.state: 1} for name, sensor in sensors.items()},
+            "ratios": {name: measured.ratio for name, measured in last.items() if measured is not None},
+        }
 
     def _written_per_day(self) -> int | None:
         """What this process writes to its disks, by its rate since the start; None in the first minute."""

@@ -38,6 +38,17 @@ def watchdog_s() -> float | None:
     return int(usec) / 1e6 or None
 
 
+def database_bytes(path: Path) -> int | None:
+    """Size of a database with its journal; None where there is none."""
+    sizes = []
+    for file in (path, path.with_name(path.name + "-wal")):
+        try:
+            sizes.append(file.stat().st_size)
+        except OSError:
+            continue
+    return sum(sizes) if sizes else None
+
+
 def rss_bytes() -> int | None:
     """Resident memory of this process; None where /proc does not tell."""
     try:

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -99,11 +99,10 @@ class Shadow:
 
 @dataclass
 class Work:
-    """How much the worker did since it was last asked."""
+    """How much the worker did."""
 
     signal_s: float = 0.0
     busy_s: float = 0.0
-    windows: Counter[str] = field(default_factory=Counter)
 
 
 class Worker:
@@ -128,7 +127,7 @@ class Worker:
         self._clock, self._monotonic, self._on_reload = clock, monotonic, on_reload
         self.heartbeat = monotonic()
         self.crashed: BaseException | None = None
-        self._work = Work()
+        self._work, self._taken = Work(), Work()
         self._answers: OrderedDict[str | int, Answer] = OrderedDict()
         self.shadows: dict[str, Shadow] = {}
         self._draining = threading.Event()
@@ -153,8 +152,12 @@ class Worker:
 
     def take_work(self) -> Work:
         """What was done since the last call."""
-        work, self._work = self._work, Work()
-        return work
+        before, self._taken = self._taken, self.worked()
+        return Work(self._taken.signal_s - before.signal_s, self._taken.busy_s - before.busy_s)
+
+    def worked(self) -> Work:
+        """What was done since the start."""
+        return replace(self._work)
 
     # ---------------------------------------------------------------- the loop
 
@@ -256,7 +259,6 @@ class Worker:
             return
         window = sensor.pipeline.window
         self._work.signal_s += len(outcome.measured) * min(window.hop_samples, window.n_samples) / window.fs_hz
-        self._work.windows[name] += len(outcome.measured)
         sensor.windows += len(outcome.measured)
         for measured in outcome.measured:
             self._transport.publish(self._topic(name, "score"), _score(measured))
