@@ -1,6 +1,6 @@
 # What CI runs, runnable by hand. The virtual environment is made on first need and kept up to date.
 #
-# Targets that verify (demo, bench, budget, commission, fuzz, ims, quality, results, sound, what-if) end their stdout with one line of JSON; all else goes to stderr.
+# Targets that verify (demo, bench, budget, bytes, chaos, commission, fuzz, ims, quality, results, sound, what-if) end their stdout with one line of JSON; all else goes to stderr.
 # DATA=DIR on the command line names the folder of public data (default ../shared/data); make hands it on
 # in the environment by itself.
 
@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 BUNDLES := bearing-lstm-ae generic-vibration demo-lstm-ae demo-deep-svdd demo-vae demo-svdd-vae fan-wgan-gp sound-mobilenet-v2 sound-weak-ae
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench budget commission fuzz ims models quality results sound what-if
+.PHONY: help demo test check bench budget bytes chaos commission fuzz ims models quality results sound what-if
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -40,6 +40,12 @@ commission: $(VENV)/.installed-all  ## commissioning on machines drawn at run ti
 
 quality: $(VENV)/.installed-all  ## faults of sensors and lines in real recordings: each named, none a machine alarm (needs DATA)
 	@$(BIN)/python -m benchmarks.quality --write
+
+chaos: $(VENV)/.installed-all  ## 20 minutes of kills and cuts; no alarm lost, none invented (MINUTES, KILLS, CUTS, SEED)
+	@$(BIN)/python -m benchmarks.chaos --write
+
+bytes: $(VENV)/.installed-all  ## bytes written to the disk for a window, by strace
+	@$(BIN)/python -m benchmarks.bytes_written --write
 
 fuzz: $(VENV)/.installed-all  ## 1.3 million mutated messages, configurations and manifests (SEED=N repeats a run)
 	@$(BIN)/python -m benchmarks.fuzz

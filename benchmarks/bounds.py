@@ -49,3 +49,10 @@ WHAT_IF = {"windows": 259_200, "seconds": 2.0, "events": 20}
 #: `make fuzz`: at least this share of the mutated messages decodes; an input takes at most `hang_s`, a process of many is silent
 #: for at most `silent_s`; memory over the last three quarters; branches of the payload and of the configuration code in percent.
 FUZZ = {"decoded_share": 0.1, "hang_s": 5.0, "silent_s": 120.0, "growth_mib": 1.0, "coverage": 95.0}
+
+#: `make chaos`: a full run; windows sent less rows counted are at most `s_per_kill` seconds of rows a kill; so many events fall
+#: while the agent, the broker or the link between them is down.
+CHAOS = {"minutes": 20.0, "kills": 200, "cuts": 20, "s_per_kill": 5.0, "events_while_down": 200}
+
+#: `make bytes`: windows of a full run, how many come in a second, and the most that one may cost on the disk.
+BYTES = {"windows": 10_000, "per_s": 20.0, "per_window": 512.0}

@@ -24,6 +24,7 @@ from edge_agent import (
     causes,
     commissioning,
     drift,
+    packing,
     payloads,
     quality,
     regimes,
@@ -465,19 +466,19 @@ def score_fields(measured: Measured) -> dict[str, Any]:
 
 
 def dump(state: PipelineState, *, tail: bool = True) -> bytes:
-    """The state as bytes. Without the tail it is about a thousand bytes: what a periodic commit writes,
+    """The state as bytes. Without the tail it is about 500 bytes: what a periodic commit writes,
     so that a card is not worn out by samples that a kill would break with a gap anyway."""
     if not tail:
         windower = windowing.without_tail(state.windower)
         state = replace(state, windower=windower)
-    return msgspec.msgpack.encode({"version": STATE_VERSION, "state": state}, enc_hook=_pack)
+    return packing.pack(msgspec.msgpack.encode({"version": STATE_VERSION, "state": state}, enc_hook=_pack))
 
 
 def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
     """The state that `dump` wrote; None where it does not fit this pipeline (another version, other
     features or window), in which case only the alarm could have been kept: see `load_alarm`."""
     try:
-        stored = msgspec.msgpack.decode(blob)
+        stored = msgspec.msgpack.decode(packing.unpack(blob))
         if stored["version"] != STATE_VERSION:
             return None
         state = msgspec.convert(stored["state"], PipelineState, dec_hook=_unpack)
@@ -502,9 +503,9 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
 def load_alarm(blob: bytes) -> Alarm | None:
     """Only the alarm of a stored state: what survives a change of model or window."""
     try:
-        stored = msgspec.msgpack.decode(blob)
+        stored = msgspec.msgpack.decode(packing.unpack(blob))
         return msgspec.convert(stored["state"]["alarm"], Alarm)
-    except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError):
+    except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -11,7 +11,7 @@ import msgspec
 import sqlite_utils
 from sqlite_utils.db import Database
 
-from edge_agent import trouble
+from edge_agent import packing, trouble
 from edge_agent.errors import StoreError
 from edge_agent.store import SCHEMA_VERSION
 from edge_agent.trouble import Trouble
@@ -86,7 +86,7 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
 
 def _trouble(blob: bytes) -> Trouble:
     try:
-        return msgspec.convert(msgspec.msgpack.decode(blob)["state"]["trouble"], Trouble)
+        return msgspec.convert(msgspec.msgpack.decode(packing.unpack(blob))["state"]["trouble"], Trouble)
     except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError):
         return Trouble()  # written by a version that knew of none
 

@@ -36,6 +36,8 @@ KEPT_S = 86400.0
 #: A file of this size beside the database is given up when the disk is full, so that the oldest scores can be
 #: deleted at all: a deletion is written to the journal first, which holds at most as much.
 RESERVE_BYTES = 8 << 20
+#: The newest row of a sensor that has not spoken since the start is looked for among so many.
+LOOK_BACK_ROWS = 100_000
 #: Seconds that the check at start may take.
 CHECK_S = 2.0
 
@@ -64,6 +66,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE scores_minute(sensor TEXT, minute TEXT, n INTEGER, scored INTEGER, score_min REAL, score_mean REAL,
                                score_max REAL, ratio_max REAL, good INTEGER, suspect INTEGER, bad INTEGER,
                                PRIMARY KEY (sensor, minute)) WITHOUT ROWID;
+    DROP INDEX scores_sensor_ts;
+    CREATE INDEX scores_ts_sensor ON scores(ts, sensor);
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -203,6 +207,7 @@ class Store:
         self.checked = checked
         self._db = connection
         self._files = _identities(path)
+        self._newest: dict[str, str | None] = {}
 
     @classmethod
     def open(
@@ -221,11 +226,11 @@ class Store:
         try:
             with _errors(path, "opened"):
                 db.execute("PRAGMA busy_timeout = 10000")
-                # Small pages and rare checkpoints: a commit of 100 windows touches about ten pages, and each
+                # Small pages and rare checkpoints: a commit of 100 windows touches a few pages of every sensor, and each
                 # is written whole, to the journal and later to the file. Holds for a new database only.
-                db.execute("PRAGMA page_size = 2048")
+                db.execute("PRAGMA page_size = 1024")
                 db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA wal_autocheckpoint = 4000")
+                db.execute("PRAGMA wal_autocheckpoint = 8000")
                 db.execute("PRAGMA synchronous = NORMAL")
                 db.execute("PRAGMA temp_store = MEMORY")
                 version = _version(db, path)
@@ -246,6 +251,10 @@ class Store:
         with _errors(self.path, "written"), self._transaction() as db:
             for record in records:
                 self._write_one(db, record)
+        for record in records:
+            if record.measured:
+                newest = rfc3339(max(m.end for m in record.measured))
+                self._newest[record.sensor] = max(newest, self._newest.get(record.sensor) or "")
 
     def write_shadow(self, rows: Sequence[ShadowRow]) -> None:
         """Put down what bundles beside have scored; apart from all that is live."""
@@ -356,10 +365,7 @@ class Store:
         """
         with _errors(self.path, "written"):
             for (sensor,) in self._db.execute("SELECT sensor FROM alarm_state").fetchall():
-                newest = self._db.execute(
-                    "SELECT max(ts) FROM scores WHERE sensor = ?", (sensor,)
-                ).fetchone()[0]
-                if newest is not None:
+                if (newest := self._newest_of(sensor)) is not None:
                     cutoff = rfc3339(min(now_t, parse_time(newest)) - days * 86400.0)
                     if n := self._roll_up("sensor = ? AND ts < ? ORDER BY ts", (sensor, cutoff)):
                         return n
@@ -449,6 +455,15 @@ class Store:
         """Close; what was written is on disk."""
         with _errors(self.path, "closed"):
             self._db.close()
+
+    def _newest_of(self, sensor: str) -> str | None:
+        # The index is in order of time over all sensors: a silent one is not searched through all of it. It has had its
+        # rows rolled up while it spoke, and none have grown older since by its own time.
+        if sensor not in self._newest:
+            self._newest[sensor] = self._db.execute(
+                f"SELECT max(ts) FROM scores WHERE id > (SELECT max(id) FROM scores) - {LOOK_BACK_ROWS} AND sensor = ?", (sensor,)
+            ).fetchone()[0]
+        return self._newest[sensor]
 
     def _roll_up(self, where: str, values: tuple[str, ...]) -> int:
         with self._transaction() as db:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from sqlite_utils.db import Database
 
-from edge_agent import alarms, commissioning, episodes, pipeline, queries
+from edge_agent import alarms, commissioning, episodes, packing, pipeline, queries
 from edge_agent.alarms import Transition
 from edge_agent.episodes import Change, Spell
 from edge_agent.errors import StoreError
@@ -290,7 +290,7 @@ def _last_end(db: Database, sensor: str, event: Mapping[str, Any]) -> float:
 def _other_bundle(db: Database, sensor: str, settings: Pipeline) -> str | None:
     row = db.conn.execute("SELECT state FROM pipeline_state WHERE sensor = ?", (sensor,)).fetchone()
     own = settings.identity
-    scored = "" if row is None else msgspec.msgpack.decode(bytes(row[0]))["state"].get("bundle", "")
+    scored = "" if row is None else msgspec.msgpack.decode(packing.unpack(bytes(row[0])))["state"].get("bundle", "")
     if scored in ("", own.sha256):
         return None
     return (

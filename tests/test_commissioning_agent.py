@@ -13,6 +13,8 @@ import msgspec
 from agents import Agent, Process, message, rows, write_plant
 from conftest import Broker, Listener, needs_mosquitto, until
 
+from edge_agent import packing
+
 Listen = Callable[..., Listener]
 
 
@@ -28,7 +30,7 @@ def phase_of(database: Path) -> tuple[str, int]:
     stored = rows(database, "SELECT state FROM pipeline_state")
     if not stored:
         return "", 0
-    found = msgspec.msgpack.decode(stored[0][0])["state"]["commissioning"]
+    found = msgspec.msgpack.decode(packing.unpack(stored[0][0]))["state"]["commissioning"]
     going = found["going"] or {}
     return found["phase"], going.get("n_learnt", 0) + going.get("n_verified", 0)
 

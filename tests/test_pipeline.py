@@ -129,7 +129,7 @@ def test_a_state_without_its_tail_keeps_votes_and_history(rms) -> None:
     assert again.alarm.state == "UNACK"
     np.testing.assert_array_equal(again.history, state.history)
     assert again.windower.window_seq == state.windower.window_seq
-    assert len(pipeline.dump(state, tail=False)) < 1500 < len(pipeline.dump(state))
+    assert len(pipeline.dump(state, tail=False)) < 700 < len(pipeline.dump(state))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_schema_is_that_of_the_contract(path: Path) -> None:
         assert found == wanted, table
     assert rows(path, "SELECT version FROM schema_version") == [(storage.SCHEMA_VERSION,)]
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
-    assert ("sensor",) in rows(path, "SELECT name FROM pragma_index_info('scores_sensor_ts')")
+    assert rows(path, "SELECT name FROM pragma_index_info('scores_ts_sensor')") == [("ts",), ("sensor",)]
 
 
 def test_a_record_is_written_whole_and_read_back(path: Path) -> None:
