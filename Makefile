@@ -66,6 +66,17 @@ models: $(VENV)/.installed-all  ## train every bundle under models/ anew from it
 	@set -e; export OMP_NUM_THREADS=1; for name in $(BUNDLES); do \
 	  echo "== $$name" >&2; $(BIN)/edge-trainer fit trainer/recipes/$$name.yaml --out models/$$name; done
 
+# Packages. RELEASES="12 13" ARCHES="amd64 arm64" say which; DEB_CACHE=DIR where downloads are kept (~/.cache/edge-agent-debs).
+.PHONY: deb deb-test
+RELEASES ?= 12 13
+ARCHES   ?= amd64 arm64
+
+deb:  ## a .deb for each Debian release and architecture, into out/deb (root, debootstrap; arm64: qemu-user-static)
+	@$(PYTHON) -m deploy.deb.build --releases "$(RELEASES)" --arches "$(ARCHES)"
+
+deb-test: $(VENV)/.installed-all  ## install, run, upgrade, remove and purge these in fresh Debian systems
+	@$(BIN)/python -m benchmarks.deb --write --releases "$(RELEASES)" --arches "$(ARCHES)"
+
 # The demo needs no TensorFlow: it installs what a device has, and the broker written in Python.
 $(VENV)/.installed-demo: setup.cfg pyproject.toml | $(BIN)/python
 	@echo "installing the agent into $(VENV) ..." >&2

@@ -30,6 +30,9 @@ RESULTS = {"parity": 0.03, "kb": 3000.0, "mnist_auc": 0.93}
 #: Intersection over union of the generator's mask and the burst, mean over twenty.
 MASK = {"iou": 0.5}
 
+#: `make deb-test`: the exposure of the installed unit as systemd-analyze prints it.
+DEB = {"exposure": 2.0}
+
 #: Three stages without labels: the classifier's F1 on held-out records may not lie further than `slack` below that of the
 #: same network learnt from stage 1's scores alone. Precision and recall of the pseudo-labels are shown, not judged.
 STAGED = {"slack": 0.0}

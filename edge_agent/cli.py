@@ -371,6 +371,13 @@ def _demo(a: argparse.Namespace) -> int:
     return demo.main(a.port, a.no_fault, a.seconds, a.json)
 
 
+def _completion(a: argparse.Namespace) -> int:
+    from edge_agent import completion
+
+    print(completion.bash(_parser()), end="")
+    return WELL
+
+
 # -- what they share -----------------------------------------------------------------------------------
 
 
@@ -621,6 +628,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--no-fault", action="store_true", help="the machine stays healthy")
     p.add_argument("--seconds", type=float, metavar="N", help="give up after so many seconds")
 
+    add("completion", _completion, "print the completion script for bash", config=False, json=False)
     commands.add_parser("simulate", help="write simulated recordings: sound, vibration, life")
     return parser
 
