@@ -1,6 +1,6 @@
 # What CI runs, runnable by hand. The virtual environment is made on first need and kept up to date.
 #
-# Targets that verify (demo, bench, budget, bytes, chaos, commission, fuzz, ims, quality, results, sound, what-if) end their stdout with one line of JSON; all else goes to stderr.
+# Targets that verify (demo, bench, budget, bytes, chaos, commission, fuzz, ims, quality, results, soak, sound, what-if) end their stdout with one line of JSON; all else goes to stderr.
 # DATA=DIR on the command line names the folder of public data (default ../shared/data); make hands it on
 # in the environment by itself.
 
@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 BUNDLES := bearing-lstm-ae generic-vibration demo-lstm-ae demo-deep-svdd demo-vae demo-svdd-vae fan-wgan-gp sound-mobilenet-v2 sound-weak-ae
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench budget bytes chaos commission fuzz ims models quality results sound what-if
+.PHONY: help demo test check bench budget bytes chaos commission fuzz ims models quality results soak sound what-if
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -52,6 +52,9 @@ fuzz: $(VENV)/.installed-all  ## 1.3 million mutated messages, configurations an
 
 ims: $(VENV)/.installed-all  ## NASA IMS and simulated machines, through broker and agent (needs DATA)
 	@$(BIN)/python -m benchmarks.ims
+
+soak: $(VENV)/.installed-all  ## a day of 50 sensors through mosquitto: does anything of the agent grow? (HOURS=N for less)
+	@$(BIN)/python -m benchmarks.soak
 
 sound: $(VENV)/.installed-all  ## weak supervision and machine ids on sound (needs DATA)
 	@$(BIN)/python -m benchmarks.sound

@@ -59,3 +59,7 @@ CHAOS = {"minutes": 20.0, "kills": 200, "cuts": 20, "s_per_kill": 5.0, "events_w
 
 #: `make bytes`: windows of a full run, how many come in a second, and the most that one may cost on the disk.
 BYTES = {"windows": 10_000, "per_s": 20.0, "per_window": 512.0}
+
+#: `make soak`: what may rise over the last three quarters of a day: resident memory in MiB, messages that wait, events in the
+#: outbox, open descriptors, threads (half of one by regression is noise of a moment).
+SOAK = {"slope_mib": 1.0, "queue_growth": 10.0, "outbox_growth": 1.0, "descriptor_growth": 0.5, "thread_growth": 0.5}
