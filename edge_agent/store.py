@@ -371,7 +371,9 @@ class Store:
                         return n
                     if n := self._delete("shadow_scores", "id", "sensor = ? AND ts < ?", (sensor, cutoff)):
                         return n
-            cutoff = rfc3339(now_t - days * 86400.0)
+            # By the sensors' times, too: a clock that is stepped years ahead makes nothing old.
+            last = self._db.execute("SELECT max(ts) FROM scores").fetchone()[0]
+            cutoff = rfc3339((now_t if last is None else min(now_t, parse_time(last))) - days * 86400.0)
             if n := self._delete("outbox", "id", "sent IS NOT NULL AND sent < ?", (cutoff,)):
                 return n
             if max_bytes is None or self._used_bytes() <= max_bytes:

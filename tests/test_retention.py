@@ -1,0 +1,143 @@
+"""What is rolled up or deleted when, and what never is."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent import store as storage
+from edge_agent.alarms import Alarm, Transition
+from edge_agent.pipeline import Measured
+from edge_agent.signals import rfc3339
+from edge_agent.store import EventRow, Record, Store
+
+DAY = 86400.0
+NOW = 1_700_000_040.0  # on the minute
+OLD = NOW - 40 * DAY
+
+
+def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(path) as db:
+        return db.execute(sql).fetchall()
+
+
+def window(seq: int, end: float, score: float | None = 0.5, quality: str = "good") -> Measured:
+    return Measured(seq, end - 1.0, end, score, None if score is None else 0.4, None if score is None else score / 0.4, quality)
+
+
+def event(n: int, t: float) -> EventRow:
+    return EventRow(Transition("new", f"E{n}", "A", t, "UNACK", "warning", t), "edge/t/s/a/event", f'{{"event_id":"E{n}"}}')
+
+
+def put(store: Store, *measured: Measured, sensor: str = "a", events: tuple[EventRow, ...] = (), t: float = NOW) -> None:
+    store.write([Record(sensor, measured, events, Alarm(), b"state", t)])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agent.db"
+
+
+@pytest.mark.parametrize("per_slice", [1, 7, 500])
+def test_a_minute_says_the_same_however_it_was_sliced(path: Path, monkeypatch: pytest.MonkeyPatch, per_slice: int) -> None:
+    """Count, least, mean and greatest of each minute are those of its rows, without the windows that have no score."""
+    monkeypatch.setattr(storage, "PRUNE_SLICE", per_slice)
+    rng = np.random.default_rng(3)
+    scores = [None if rng.random() < 0.2 else float(s) for s in rng.gamma(2.0, 1.0, 60)]
+    kinds = [str(k) for k in rng.choice(["good", "suspect", "bad"], 60)]
+    ends = OLD + 3.0 * np.arange(60)
+    store = Store.open(path)
+    put(store, *(window(i, float(ends[i]), scores[i], kinds[i]) for i in range(60)))
+    put(store, window(60, NOW))
+    assert store.prune(NOW) == 60
+    store.close()
+    found = rows(path, "SELECT minute, n, scored, score_min, score_mean, score_max, ratio_max, good, suspect, bad FROM scores_minute")
+    for k, (minute, n, scored, least, mean, greatest, ratio, *of_kind) in enumerate(found):
+        mine = [i for i in range(60) if OLD + 60 * k <= ends[i] < OLD + 60 * (k + 1)]
+        values = [scores[i] for i in mine if scores[i] is not None]
+        assert (minute, n, scored) == (rfc3339(OLD + 60 * k), len(mine), len(values))
+        assert (least, greatest, ratio) == (min(values), max(values), max(values) / 0.4)
+        assert mean == pytest.approx(np.mean(values), rel=1e-12)
+        assert of_kind == [sum(kinds[i] == kind for i in mine) for kind in ("good", "suspect", "bad")]
+    assert sum(row[1] for row in found) == 60
+    assert rows(path, "SELECT seq FROM scores") == [(60,)]
+
+
+def test_a_slice_is_at_most_so_many_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No transaction of retention touches more rows than a slice holds, so an event never waits for more."""
+    monkeypatch.setattr(storage, "PRUNE_SLICE", 10)
+    store = Store.open(path)
+    put(store, *(window(i, OLD + i) for i in range(25)), window(25, NOW))
+    assert [store.prune_slice(NOW) for _ in range(4)] == [10, 10, 5, 0]
+    store.close()
+
+
+def test_beyond_its_size_the_oldest_scores_go_but_not_those_of_the_last_day(path: Path) -> None:
+    """A database that may hold less than it does rolls up what is older than a day, then drops minutes; events stay."""
+    store = Store.open(path)
+    old = [window(i, NOW - 3 * DAY + i) for i in range(3000)]
+    new = [window(3000 + i, NOW - 3000 + i) for i in range(3000)]
+    put(store, *old, events=tuple(event(n, NOW - 3 * DAY) for n in range(50)))
+    put(store, *new)
+    assert store.prune(NOW) == 0
+    used = store._used_bytes()
+    assert store.prune(NOW, max_bytes=0.7 * used) in range(1500, 3000)
+    assert store._used_bytes() <= 0.7 * used
+    assert rows(path, "SELECT count(*) FROM scores WHERE seq >= 3000") == [(3000,)]
+    assert rows(path, "SELECT sum(n) FROM scores_minute")[0][0] == 3000 - rows(path, "SELECT count(*) FROM scores WHERE seq < 3000")[0][0]
+    store.prune(NOW, max_bytes=1.0)
+    store.close()
+    assert rows(path, "SELECT count(*) FROM scores") == [(3000,)]
+    assert rows(path, "SELECT count(*) FROM scores_minute") == [(0,)]
+    assert rows(path, "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM outbox)") == [(50, 50)]
+
+
+def test_a_clock_stepped_ahead_by_decades_makes_nothing_old(path: Path) -> None:
+    """With the device's clock in 2099 no score, minute or acknowledged event goes; neither with one in 1970."""
+    store = Store.open(path)
+    put(store, window(0, NOW - 30 * DAY), window(1, NOW), events=(event(0, NOW),))
+    store.mark_sent([row.id for row in store.unsent()], NOW)
+    assert store.prune(4.07e9) == 0
+    assert store.prune(60.0) == 0
+    store.close()
+
+
+def test_a_silent_sensors_rows_wait_for_its_next_word(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sensor that has not spoken since the start and lies far back is left alone; when it speaks its old rows go."""
+    monkeypatch.setattr(storage, "LOOK_BACK_ROWS", 10)
+    store = Store.open(path)
+    put(store, *(window(i, OLD + i) for i in range(20)), window(20, OLD + 20 * DAY), sensor="quiet")
+    put(store, *(window(i, NOW + i) for i in range(20)), sensor="loud")
+    store.close()
+    store = Store.open(path)
+    assert store.prune(NOW + 20) == 0
+    put(store, window(21, NOW), sensor="quiet")
+    assert store.prune(NOW + 20) == 20
+    store.close()
+
+
+def test_every_earlier_version_becomes_the_present_one(path: Path, tmp_path: Path) -> None:
+    """From each schema version there was, rows stay, and tables, columns and indexes are those of a new database."""
+    Store.open(path).close()
+    shape = "SELECT type, name, tbl_name FROM sqlite_master ORDER BY name"
+    columns = {name: rows(path, f"PRAGMA table_info({name})") for kind, name, _ in rows(path, shape) if kind == "table"}
+    for version in range(1, storage.SCHEMA_VERSION):
+        old = tmp_path / f"{version}.db"
+        with sqlite3.connect(old) as db:
+            for step in storage.MIGRATIONS[:version]:
+                db.executescript(step)
+            db.executescript(f"CREATE TABLE schema_version(version INTEGER); INSERT INTO schema_version VALUES ({version});")
+            db.execute("INSERT INTO scores(sensor, ts, seq, ratio) VALUES ('a', ?, 7, 0.5)", (rfc3339(NOW),))
+            db.execute("INSERT INTO outbox(event_id, topic, payload, qos, retain, created) VALUES ('E', 't', '{}', 1, 0, ?)", (rfc3339(NOW),))
+            db.execute("INSERT INTO pipeline_state VALUES ('a', ?, x'80')", (rfc3339(NOW),))
+        store = Store.open(old)
+        assert [row.event_id for row in store.unsent()] == ["E"]
+        assert store.load_state("a") == b"\x80"
+        put(store, window(8, NOW + 1.0))
+        store.close()
+        assert rows(old, shape) == rows(path, shape)
+        assert {name: rows(old, f"PRAGMA table_info({name})") for name in columns} == columns
+        assert rows(old, "SELECT seq FROM scores ORDER BY id") == [(7,), (8,)]
