@@ -177,7 +177,7 @@ def _alarms(a: argparse.Namespace) -> int:
     from edge_agent import queries
 
     config = _offline_config(a)
-    columns = _Columns(alarm_id=26, sensor=20, severity=8, state=8, since=24, ended=24, events=6)
+    columns = _Columns(alarm_id=26, sensor=20, severity=8, state=8, since=24, ended=24, events=6, verdict=0)
     found = queries.alarms(config.database, a.sensor, a.limit)
     for row in found:
         _row(a.json, columns, row, alert=row["state"] in queries.ACTIVE)
@@ -235,6 +235,15 @@ def _export(a: argparse.Namespace) -> int:
         if a.alarm is not None:
             _line(queries.alarm(config.database, a.alarm), out)
             return WELL
+        if a.labels:
+            found = queries.labels(config.database, a.sensor)
+            for label in found if a.json or a.format == "json" else ():
+                _line(label, out)
+            if not (a.json or a.format == "json"):
+                _csv(found, out, ("sensor", "t_start", "t_end", "label"))
+            if not found:
+                _say("no verdicts yet: edge-agent verdict ALARM_ID true|false")
+            return WELL
         rows = queries.history(config.database, a.sensor, a.since, a.until)
         if a.json or a.format == "json":
             for row in rows:
@@ -254,7 +263,20 @@ def _command(a: argparse.Namespace) -> int:
     config = load(a.config)
     _known_sensor(config, a.sensor)
     more = {key: getattr(a, key) for key in ("action", "windows", "healthy") if getattr(a, key, None) is not None}
-    ok, message = remote.command(config, a.command, a.sensor, a.by, a.why, getattr(a, "for_s", None), **more)
+    return _answered(a, remote.command(config, a.command, a.sensor, a.by, a.why, getattr(a, "for_s", None), **more))
+
+
+def _verdict(a: argparse.Namespace) -> int:
+    from edge_agent import remote
+    from edge_agent.config import load
+
+    config = load(a.config)
+    what = {"alarm_id": a.alarm_id, "verdict": a.verdict}
+    return _answered(a, remote.command(config, "verdict", None, a.by, a.why, None, **what))
+
+
+def _answered(a: argparse.Namespace, answer: tuple[bool, str]) -> int:
+    ok, message = answer
     if a.json:
         _line({"ok": ok, "message": message})
     elif ok:
@@ -414,10 +436,12 @@ def _line(value: Mapping[str, Any], out: TextIO | None = None) -> None:
     print(msgspec.json.encode(value).decode(), file=out or sys.stdout)
 
 
-def _csv(rows: Iterable[Mapping[str, Any]], out: TextIO) -> None:
+_SCORE_COLUMNS = ("sensor", "ts", "start", "seq", "score", "threshold", "ratio", "quality", "reasons", "regime")
+
+
+def _csv(rows: Iterable[Mapping[str, Any]], out: TextIO, columns: Sequence[str] = _SCORE_COLUMNS) -> None:
     import csv
 
-    columns = ("sensor", "ts", "start", "seq", "score", "threshold", "ratio", "quality", "reasons", "regime")
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -574,6 +598,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")
     e = add("export", _export, "all scores as CSV or JSON, or one alarm with its events")
     e.add_argument("--alarm", metavar="ID", help="one alarm as one JSON object")
+    e.add_argument("--labels", action="store_true", help="verdicts as labels to learn from: sensor,t_start,t_end,label")
     e.add_argument("--format", choices=("csv", "json"), default="csv", help="csv; json: JSON Lines, as --json")
     e.add_argument("-o", "--out", type=Path, metavar="FILE", help="instead of stdout")
     w = add("what-if", _what_if, "what other alarm settings would have told: stored scores replayed")
@@ -611,6 +636,12 @@ def _parser() -> argparse.ArgumentParser:
                 what_else.add_argument(f"--{action}", dest="action", action="store_const", const=action, default="start", help=does)
         p.add_argument("--by", metavar="NAME", help="who says so")
         p.add_argument("--why", metavar="TEXT", help="and why")
+
+    p = add("verdict", _verdict, "say whether an alarm was true or false")
+    p.add_argument("alarm_id", metavar="ALARM_ID", help="as `edge-agent alarms` shows it")
+    p.add_argument("verdict", choices=("true", "false"), help="true: there was a fault; false: there was none")
+    p.add_argument("--by", metavar="NAME", help="who says so")
+    p.add_argument("--why", metavar="TEXT", help="and why")
 
     _add_bundle(commands)
 

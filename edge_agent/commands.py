@@ -14,13 +14,13 @@ import msgspec
 from edge_agent.alarms import COMMANDS
 from edge_agent.signals import parse_time
 
-NAMES = (*COMMANDS, "commission", "reload", "resend")
+NAMES = (*COMMANDS, "commission", "verdict", "reload", "resend")
 
 
 @dataclass(frozen=True)
 class Command:
     """One command, checked. since_t, event_id, alarm_id: of resend; t in s of event time. action, windows, healthy: of
-    commission."""
+    commission. alarm_id, true: of verdict."""
 
     name: str
     request_id: str | int | None = None
@@ -34,6 +34,7 @@ class Command:
     action: str | None = None
     windows: int | None = None
     healthy: bool = False
+    true: bool = False
 
 
 class Unusable(Exception):  # noqa: N818 - becomes an answer
@@ -81,6 +82,10 @@ def parse(name: str, payload: bytes) -> Command:
         raise Unusable(f"since: {error}", request_id) from None
     if name in (*COMMANDS, "commission") and fields.get("sensor") is None:
         raise Unusable(f"{name} needs a sensor: add \"sensor\": \"...\"", request_id)
+    verdict = {"true": True, "false": False}.get(str(fields.get("verdict")).lower())
+    if name == "verdict" and (verdict is None or not fields.get("alarm_id")):
+        came = f"alarm_id {fields.get('alarm_id')!r}, verdict {str(fields.get('verdict'))[:60]!r}"
+        raise Unusable(f"verdict needs an alarm and what it was: got {came}; expected an alarm_id, and true or false", request_id)
     return Command(
         name,
         request_id,
@@ -94,6 +99,7 @@ def parse(name: str, payload: bytes) -> Command:
         fields.get("action"),
         windows,
         bool(fields.get("healthy")),
+        bool(verdict),
     )
 
 

@@ -116,7 +116,7 @@ class Keeper:
         self._states: dict[str, PipelineState] = dict(states)
         self._announced: dict[str, Answer] = {}
         self._acks: deque[tuple[Token, bool]] = deque()
-        self._requests: deque[tuple[dict[str, Any], Callable[[bool, str], Answer]]] = deque()
+        self._requests: deque[tuple[Callable[[Store], tuple[bool, str]], Callable[[bool, str], Answer]]] = deque()
         self._urgent = self._reconnected = self._lost = self._stopping = False
         self._shed = 0
         self._shadow: deque[ShadowRow] = deque(maxlen=MAX_ROWS)
@@ -220,7 +220,13 @@ class Keeper:
     def resend(self, which: dict[str, Any], answer: Callable[[bool, str], Answer]) -> None:
         """Send events again: `which` as `Store.requeue` takes it."""
         with self._wake:
-            self._requests.append((which, answer))
+            self._requests.append((lambda store: self._requeued(store, which), answer))
+            self._wake.notify()
+
+    def judge(self, alarm_id: str, true: bool, by: str | None, why: str | None, answer: Callable[[bool, str], Answer]) -> None:
+        """Put a person's verdict on an alarm on record."""
+        with self._wake:
+            self._requests.append((lambda store: self._judged(store, alarm_id, true, by, why), answer))
             self._wake.notify()
 
     def alive(self) -> bool:
@@ -456,15 +462,27 @@ class Keeper:
         with self._lock:
             requests = list(self._requests)
             self._requests.clear()
-        for which, answer in requests:
+        for carry_out, answer in requests:
             try:
-                n = store.requeue(**which)
+                said = carry_out(store)
             except StoreError as error:
                 self._transport.publish(*answer(False, str(error)), qos=1)
                 raise
-            self._outbox_open = True
-            self._held.clear()
-            self._transport.publish(*answer(True, f"{n} event{'s' if n != 1 else ''} to be sent again"), qos=1)
+            self._transport.publish(*answer(*said), qos=1)
+
+    def _requeued(self, store: Store, which: dict[str, Any]) -> tuple[bool, str]:
+        n = store.requeue(**which)
+        self._outbox_open = True
+        self._held.clear()
+        return True, f"{n} event{'s' if n != 1 else ''} to be sent again"
+
+    def _judged(
+        self, store: Store, alarm_id: str, true: bool, by: str | None, why: str | None
+    ) -> tuple[bool, str]:
+        sensor = store.judge(alarm_id, true, by, why, self._clock())
+        if sensor is None:
+            return False, f"no machine alarm {alarm_id!r}; `edge-agent alarms` lists those there are"
+        return True, f"{sensor}: {alarm_id} was a {'true' if true else 'false'} alarm"
 
     # ---------------------------------------------------------------- trouble
 

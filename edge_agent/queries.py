@@ -99,7 +99,8 @@ def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict
     with reading(path) as db:
         rows = db.query(
             """
-            SELECT alarm_id, first.sensor, first.ts AS since, ended, a.severity, last.state, events
+            SELECT alarm_id, first.sensor, first.ts AS since, ended, a.severity, last.state, events,
+                   (SELECT verdict FROM verdicts AS v WHERE v.alarm_id = a.alarm_id ORDER BY id DESC LIMIT 1) AS verdict
             FROM (SELECT alarm_id, min(rowid) AS first_id, max(rowid) AS last_id, count(*) AS events,
                          max(CASE WHEN type = 'end' THEN ts END) AS ended,
                          CASE WHEN sum(severity = 'alarm') THEN 'alarm' ELSE 'warning' END AS severity
@@ -113,6 +114,39 @@ def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict
             {"sensor": sensor, "limit": limit},
         )
         return list(rows)
+
+
+def labels(path: Path, sensor: str | None = None) -> list[dict[str, Any]]:
+    """What people said of alarms, as labels to learn from: sensor, t_start, t_end, label (anomaly, normal), by alarm.
+
+    The span is that of the windows that made the alarm: from the start of the one that raised it to the end of the last one at
+    or above its limit, so that neither the delay nor the votes of the return are taken for a fault.
+    """
+    with reading(path) as db:
+        judged = db.query(
+            """
+            SELECT v.alarm_id, v.sensor, verdict, first.ts AS raised, first.payload,
+                   (SELECT max(ts) FROM events AS e WHERE e.alarm_id = v.alarm_id) AS last
+            FROM verdicts AS v JOIN events AS first ON first.rowid =
+                (SELECT min(rowid) FROM events AS e WHERE e.alarm_id = v.alarm_id AND type = 'new')
+            WHERE v.id = (SELECT max(id) FROM verdicts AS w WHERE w.alarm_id = v.alarm_id)
+              AND (:sensor IS NULL OR v.sensor = :sensor)
+            ORDER BY first.ts, v.sensor
+            """,
+            {"sensor": sensor},
+        )
+        found = []
+        for row in list(judged):
+            window = msgspec.json.decode(row["payload"]).get("window") or {}
+            going_on = _last(db, row["alarm_id"])["state"] in ("UNACK", "ACKED")
+            (last,) = db.conn.execute(
+                "SELECT max(ts) FROM scores WHERE sensor = ? AND ts >= ? AND ts <= ? AND ratio >= 1",
+                (row["sensor"], row["raised"], "~" if going_on else row["last"]),
+            ).fetchone()
+            label = "anomaly" if row["verdict"] == "true" else "normal"
+            start, end = window.get("start") or row["raised"], last or row["raised"]
+            found.append({"sensor": row["sensor"], "t_start": start, "t_end": end, "label": label})
+        return found
 
 
 def history(

@@ -68,6 +68,8 @@ MIGRATIONS: tuple[str, ...] = (
                                PRIMARY KEY (sensor, minute)) WITHOUT ROWID;
     DROP INDEX scores_sensor_ts;
     CREATE INDEX scores_ts_sensor ON scores(ts, sensor);
+    CREATE TABLE verdicts(id INTEGER PRIMARY KEY, alarm_id TEXT, sensor TEXT, verdict TEXT, "by" TEXT, why TEXT, ts TEXT);
+    CREATE INDEX verdicts_alarm_id ON verdicts(alarm_id);
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -329,6 +331,23 @@ class Store:
                 (value,),
             )
         return self.outbox_stats()[0]
+
+    def judge(self, alarm_id: str, true: bool, by: str | None, why: str | None, t: float) -> str | None:
+        """Note a person's verdict on an alarm at t (receipt clock, s); returns its sensor, None where there is no such alarm.
+
+        The last verdict on an alarm is the one that counts; those before it stay on record.
+        """
+        with _errors(self.path, "written"), self._transaction() as db:
+            found = db.execute(
+                "SELECT sensor FROM events WHERE alarm_id = ? AND type = 'new' LIMIT 1", (alarm_id,)
+            ).fetchone()
+            if found is None:
+                return None
+            db.execute(
+                'INSERT INTO verdicts(alarm_id, sensor, verdict, "by", why, ts) VALUES (?, ?, ?, ?, ?, ?)',
+                (alarm_id, found[0], "true" if true else "false", by, why, rfc3339(t)),
+            )
+        return str(found[0])
 
     def last_event_id(self, sensor: str) -> str | None:
         """The event that told the sensor's present state; None before the first."""

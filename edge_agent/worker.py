@@ -410,6 +410,11 @@ class Worker:
             return
         if asked.name == "reload":
             self._on_reload(lambda ok, message: self._answer("reload", asked.request_id, ok, message))
+        elif asked.name == "verdict":
+            self._keeper.judge(
+                asked.alarm_id or "", asked.true, asked.by, asked.why,
+                lambda ok, message: self._result("verdict", asked.request_id, ok, message),
+            )  # fmt: skip
         elif asked.name == "resend":
             self._keeper.resend(
                 {"since_t": asked.since_t, "event_id": asked.event_id, "alarm_id": asked.alarm_id},

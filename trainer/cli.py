@@ -238,7 +238,7 @@ def _add_staged(commands: Any) -> None:
         "--labels",
         type=Path,
         metavar="CSV",
-        help="columns file,label[,onset] of the few recordings that a person knows",
+        help="columns file,label[,onset] of the few recordings that a person knows, or what edge-agent export --labels wrote",
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="the bundle; default models/NAME")
     command.add_argument(
@@ -252,7 +252,8 @@ def _add_staged(commands: Any) -> None:
 
 def _staged(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from trainer import plots, report, staged
-    from trainer.evaluate import read_labels
+    from trainer.evaluate import Truth, read_labels
+    from trainer.spans import Span, is_spans, read_spans
 
     if args.recipe is None:
         if args.data is None or not args.data.exists():
@@ -278,7 +279,9 @@ def _staged(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     pictures = args.plots or Path("out") / chosen.name
     for folder in (out.parent, pictures):
         _make(folder)
-    truths = read_labels(args.labels) if args.labels else None
+    truths: Mapping[str, Truth] | Sequence[Span] | None = None
+    if args.labels:
+        truths = read_spans(args.labels) if is_spans(args.labels) else read_labels(args.labels)
     with _progress() as progress:
         result = staged.staged(
             chosen, out, method=args.method, folds=args.folds, truths=truths, progress=progress

@@ -26,6 +26,7 @@ from edge_agent.features import FeatureSet, FeatureSpec
 from edge_agent.quality import Profile
 from edge_agent.recordings import Ask, Recording, open_recordings, windows
 from edge_agent.signals import F32, F64, Chunk
+from trainer import spans
 from trainer.recipe import Recipe, Source
 
 #: Windows whose spectra are averaged for the surrogate.
@@ -112,9 +113,26 @@ def recordings(source: Source) -> Iterator[tuple[Recording, Clip]]:
         yield from _simulated(source)
         return
     assert source.path is not None  # the recipe has one or the other
-    for recording in open_recordings(source.path, Ask(source.fs_hz, source.channels)):
+    found = open_recordings(source.path, Ask(source.fs_hz, source.channels))
+    for recording in found if source.verdicts is None else _judged(found, source.verdicts):
         label = recording.label if source.labels else None
         yield recording, Clip(recording.name, label, source.machine or machine_of(recording, source.path))
+
+
+def _judged(found: Iterable[Recording], verdicts: Path) -> Iterator[Recording]:
+    """The recordings in pieces, labelled by what people said of the alarms in them; raises RecordingError where nobody said
+    anything of any of them."""
+    given, used = spans.read_spans(verdicts), False
+    for recording in found:
+        for piece in spans.cut(recording, spans.of_sensor(given, recording)):
+            used |= piece.label is not None
+            yield piece
+    if not used:
+        sensors = ", ".join(sorted({span.sensor for span in given})) or "no sensor"
+        raise RecordingError(
+            f"{verdicts}: none of its {len(given)} spans (of {sensors}) lies in the recordings; expected captures of these "
+            "sensors and times (edge-agent capture)"
+        )
 
 
 def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None) -> Table:

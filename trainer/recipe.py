@@ -41,6 +41,7 @@ class Source:
     channels : 0-based indexes to keep; None keeps all
     machine  : machine id of everything here; None reads it from the file names or sub-folders
     labels   : False: a label in a name is not read, every recording counts as healthy
+    verdicts : labels by time, as `edge-agent export --labels` writes them: they cut the recordings
     simulate : "demo" (the demo's machine, `seconds` of it), "fan" (`clips` clips of `seconds` for each
                number in `ids`, and `anomalies` faulty clips each) or "machines" (`clips` healthy snapshots of
                `seconds` at `fs_hz` (25600) of each of the random machines `ids`)
@@ -57,6 +58,7 @@ class Source:
     clips: int = 40
     anomalies: int = 0
     seed: int = 0
+    verdicts: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -424,6 +426,10 @@ def _source(r: _Reader, folder: Path) -> Source:
         r.bad(r.where, dict(r.raw), "either `path` (a file or folder of recordings) or `simulate`")
     if path is not None and not path.exists():
         r.bad(r.key("path"), str(path), "an existing file or folder")
+    judged = r.text("verdicts", default="")
+    verdicts = (folder / judged) if judged else None
+    if verdicts is not None and (path is None or not verdicts.is_file()):
+        r.bad(r.key("verdicts"), judged, "the CSV of `edge-agent export --labels`, beside a `path`")
     source = Source(
         path,
         r.number("fs_hz", None, 1e-3, 1e7),
@@ -442,6 +448,7 @@ def _source(r: _Reader, folder: Path) -> Source:
         r.number("clips", 40, 1, 10_000, whole=True),
         r.number("anomalies", 0, 0, 10_000, whole=True),
         r.number("seed", 0, 0, 2**31 - 1, whole=True),
+        verdicts,
     )
     r.finish()
     return source

@@ -367,6 +367,7 @@ def _provenance(
     for source in recipe.data:
         # The name says which data; the path of somebody's workstation would not.
         told: dict[str, Any] = {} if source.path is None else {"path": source.path.name}
+        told |= {} if source.verdicts is None else {"verdicts": source.verdicts.name}
         wanted = simulated if source.path is None else recorded
         data.append(told | {k: v for k, v in asdict(source).items() if k in wanted and v is not None})
     packages = (

@@ -19,7 +19,7 @@ are dealt into folds, stretch by stretch, and each is scored by a network that l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from trainer.evaluate import Truth, score_table
 from trainer.fit import Data, Progress
 from trainer.recipe import Recipe
 from trainer.run import FitResult
+from trainer.spans import Span
 from trainer.words import counted
 
 METHODS = ("mad", "percentile", "pot")
@@ -120,7 +121,7 @@ def staged(
     method: str = "mad",
     folds: int = 2,
     epochs: int = EPOCHS,
-    truths: Mapping[str, Truth] | None = None,
+    truths: Mapping[str, Truth] | Sequence[Span] | None = None,
     progress: Progress | None = None,
 ) -> Staged:
     """All three stages: writes the bundles `out` and, beside it, `out`-stage1.
@@ -129,7 +130,7 @@ def staged(
              the number of `epochs`
     table  : its features, where they were computed before; their labels are dropped
     folds  : 2 or more: every record is scored by a network that has not seen it; 1: by the one that has
-    truths : what a person knows of few recordings, by file name
+    truths : what a person knows of few recordings, by file name, or of few times
     Raises RecordingError where a group remains empty; the bundle of stage 1 is kept then.
     """
     _check(how, method, folds)
@@ -204,12 +205,14 @@ def _place(recording: Any) -> tuple[float, str]:
     return begin or 0.0, digest.hexdigest()
 
 
-def known(table: Table, truths: Mapping[str, Truth]) -> Any:
-    """(n,) NORMAL or ANOMALOUS where a person has labelled the recording, else UNCERTAIN.
+def known(table: Table, truths: Mapping[str, Truth] | Sequence[Span]) -> Any:
+    """(n,) NORMAL or ANOMALOUS where a person has labelled the recording, or the time of the whole window, else UNCERTAIN.
 
     Raises ValueError where a label belongs to no recording.
     """
     out = np.full(len(table), UNCERTAIN, np.int8)
+    if not isinstance(truths, Mapping):
+        return _known_times(table, truths, out)
     names = [Path(c.name).name for c in table.clips]
     if missing := sorted(set(truths) - set(names)):
         raise ValueError(
@@ -222,6 +225,18 @@ def known(table: Table, truths: Mapping[str, Truth]) -> Any:
             out[own] = np.where(end[own] > truth.onset, ANOMALOUS, NORMAL)
         elif truth is not None and truth.label is not None:
             out[own] = ANOMALOUS if truth.label == "anomaly" else NORMAL
+    return out
+
+
+def _known_times(table: Table, spans: Sequence[Span], out: Any) -> Any:
+    if len(sensors := sorted({span.sensor for span in spans})) > 1:
+        raise ValueError(f"labels of {', '.join(sensors)}; expected those of one sensor: edge-agent export --labels --sensor ID")
+    end = table.start + table.spec.n_samples / table.spec.fs_hz
+    for span in spans:
+        # Times in the export are rounded to milliseconds.
+        out[(table.start >= span.start - 1e-3) & (end <= span.end + 1e-3)] = ANOMALOUS if span.label == "anomaly" else NORMAL
+    if len(spans) and not (out != UNCERTAIN).any():
+        raise ValueError(f"none of the {len(spans)} labelled times holds a window; expected recordings of {sensors[0]} at these times")
     return out
 
 
