@@ -177,12 +177,39 @@ def _alarms(a: argparse.Namespace) -> int:
     from edge_agent import queries
 
     config = _offline_config(a)
+    if a.summary:
+        return _summary(a, config)
     columns = _Columns(alarm_id=26, sensor=20, severity=8, state=8, since=24, ended=24, events=6, verdict=0)
-    found = queries.alarms(config.database, a.sensor, a.limit)
+    found = queries.alarms(config.database, a.sensor, a.limit, a.since)
     for row in found:
         _row(a.json, columns, row, alert=row["state"] in queries.ACTIVE)
     if not found:
         _say("no alarms" if a.sensor is None else f"no alarms of {a.sensor}")
+    return WELL
+
+
+def _summary(a: argparse.Namespace, config: Config) -> int:
+    from edge_agent import summary
+
+    sensors = list(config.sensors) if a.sensor is None else [a.sensor]
+    s = summary.summary(config.database, sensors, _moment("30d") if a.since is None else a.since)
+    if a.json:
+        _line(s)
+        return WELL
+    if s["days"] is None:
+        _say(_NOTHING_YET)
+        return WELL
+    rate = f"{s['alarms_per_day']:g} a day" if s["alarms_per_day"] is not None else "less than a day: no rate"
+    judged = s["verdicts"]
+    print(f"{s['since']} to {s['until']}, {s['days']:g} days: {_count(s['alarms'], 'alarm')}, {rate}")
+    print(f"at most {s['peak_10_min']} in 10 minutes, {_count(s['floods'], 'flood')} (more than {summary.FLOOD} in 10 minutes)")
+    print(f"chattering: {_count(s['chattering'], 'sensor')}")
+    print(f"now: {s['standing']} standing, {s['unacknowledged']} of them not acknowledged, {s['stale']} stale (a day or longer); "
+          f"{s['shelved']} shelved")  # fmt: skip
+    print(f"judged by people: {judged['true']} true, {judged['false']} false, {judged['none']} not yet")
+    columns = _Columns(sensor=20, alarms=7, alarms_per_day=14, share=6, chattering=10, stale=6, false=0)
+    for row in s["sensors"]:
+        columns.print({**row, "stale": "yes" if row["stale"] else "no"}, alert=row["stale"])
     return WELL
 
 
@@ -593,6 +620,10 @@ def _parser() -> argparse.ArgumentParser:
     p = add("alarms", _alarms, "alarms, newest first")
     p.add_argument("--sensor", metavar="ID", help="of this sensor only")
     p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")
+    p.add_argument(
+        "--since", type=moment, metavar="TIME", help=f"raised from then on: RFC 3339, or before now: 8h, 30m ({plain}); with --summary 30d"
+    )
+    p.add_argument("--summary", action="store_true", help="alarms per day, floods, chattering, stale, the ten worst sensors")
 
     p = add("history", _history, "scores, oldest first")
     p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")

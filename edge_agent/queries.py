@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import sqlite_utils
 from sqlite_utils.db import Database
 
 from edge_agent import packing, trouble
+from edge_agent.episodes import Spell
 from edge_agent.errors import StoreError
+from edge_agent.signals import parse_time
 from edge_agent.store import SCHEMA_VERSION
 from edge_agent.trouble import Trouble
 
@@ -91,7 +94,9 @@ def _trouble(blob: bytes) -> Trouble:
         return Trouble()  # written by a version that knew of none
 
 
-def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+def alarms(
+    path: Path, sensor: str | None = None, limit: int = 100, since: str | None = None
+) -> list[dict[str, Any]]:
     """Alarms of machines, newest first: when each began and ended, its present state, its gravest severity.
 
     Events of type `quality` and `notice` stand beside them and are not listed. The shelving of a sensor with which nothing was wrong, before or meanwhile, is no alarm and not listed.
@@ -108,12 +113,36 @@ def alarms(path: Path, sensor: str | None = None, limit: int = 100) -> list[dict
                   GROUP BY alarm_id
                   HAVING count(severity) OR sum(type = 'new')) AS a
             JOIN events AS first USING (alarm_id) JOIN events AS last USING (alarm_id)
-            WHERE first.rowid = first_id AND last.rowid = last_id
+            WHERE first.rowid = first_id AND last.rowid = last_id AND first.ts >= :since
             ORDER BY first_id DESC LIMIT :limit
             """,
-            {"sensor": sensor, "limit": limit},
+            {"sensor": sensor, "limit": limit, "since": since or ""},
         )
         return list(rows)
+
+
+def stood(db: Database, sensor: str, until: str | None = None) -> list[Spell]:
+    """When the sensor's alarm stood, by the events that were sent.
+
+    Over a shelving an alarm that stood before and after it stood; one that came meanwhile begins with its end.
+    """
+    out: list[Spell] = []
+    now: Spell | None = None
+    rows = db.conn.execute(
+        "SELECT type, state, severity, ts FROM events WHERE sensor = ? AND ts <= ? AND type IN ('new', 'update', 'end')"
+        " ORDER BY rowid",
+        (sensor, until or "~"),
+    )
+    for kind, state, severity, ts in rows:
+        t = parse_time(ts)
+        if kind == "end" or state in ("RTNUN", "LATCHED"):
+            out += [] if now is None else [replace(now, end=t)]
+            now = None
+        elif state == "UNACK" and now is None:
+            now = Spell(t, None)
+        if now is not None and severity == "alarm":
+            now = replace(now, severity=severity)
+    return out if now is None else [*out, now]
 
 
 def labels(path: Path, sensor: str | None = None) -> list[dict[str, Any]]:

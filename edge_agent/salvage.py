@@ -39,6 +39,7 @@ _COLUMNS = {
         "sensor", "alarm_id", "state", "severity", "since", "shelved_until", "acked_by", "ack_why",
     ),
     "pipeline_state": ("sensor", "ts", "state"),
+    "verdicts": ("id", "alarm_id", "sensor", "verdict", '"by"', "why", "ts"),
 }  # fmt: skip
 
 _Row = tuple[Any, ...]
@@ -265,6 +266,8 @@ def _sound(table: str, row: _Row) -> bool:
     try:
         if table == "pipeline_state":
             return isinstance(row[0], str) and isinstance(row[2], bytes)
+        if table == "verdicts":
+            return row[3] in ("true", "false") and all(isinstance(row[i], str) for i in (1, 2, 6))
         if table == "alarm_state":
             return isinstance(row[0], str) and isinstance(row[2], str)
         text, t = (row[7], row[6]) if table == "events" else (row[2], row[5])

@@ -10,7 +10,7 @@ bundle, window or regime needs the samples. Nobody acknowledges, resets or shelv
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from sqlite_utils.db import Database
 
-from edge_agent import alarms, commissioning, episodes, packing, pipeline, queries
+from edge_agent import commissioning, episodes, packing, pipeline, queries
 from edge_agent.alarms import Transition
 from edge_agent.episodes import Change, Spell
 from edge_agent.errors import StoreError
@@ -187,30 +187,6 @@ def read(db: Database, sensor: str, since: str, until: str | None = None) -> Sco
     return Scores(t, score, commissioned, tuple(b for b in breaks if b), windows)
 
 
-def told(db: Database, sensor: str, until: str | None = None) -> list[Spell]:
-    """When the sensor's alarm stood, by the events that were sent.
-
-    Over a shelving an alarm that stood before and after it stood; one that came meanwhile begins with its end.
-    """
-    out: list[Spell] = []
-    now: Spell | None = None
-    rows = db.conn.execute(
-        "SELECT type, state, severity, ts FROM events WHERE sensor = ? AND ts <= ? AND type IN ('new', 'update', 'end')"
-        " ORDER BY rowid",
-        (sensor, until or "~"),
-    )
-    for kind, state, severity, ts in rows:
-        t = parse_time(ts)
-        if kind == "end" or state in (alarms.RTNUN, alarms.LATCHED):
-            out += [] if now is None else [replace(now, end=t)]
-            now = None
-        elif state == alarms.UNACK and now is None:
-            now = Spell(t, None)
-        if now is not None and severity == alarms.ALARM:
-            now = replace(now, severity=alarms.ALARM)
-    return out if now is None else [*out, now]
-
-
 def _answer(
     db: Database, sensor: str, new: Pipeline, old: Pipeline | None, since: str, until: str | None
 ) -> Answer:
@@ -228,7 +204,7 @@ def _answer(
         return Answer(sensor)
     after = episodes.spells(scores.ratios(new), scores.t, new.policy, scores.breaks)
     before = (
-        told(db, sensor, until)
+        queries.stood(db, sensor, until)
         if old is None
         else episodes.spells(scores.ratios(old), scores.t, old.policy, scores.breaks)
     )

@@ -251,7 +251,7 @@ def test_shelved_acknowledged_and_reset_alarms_are_those_that_stood(tmp_path: Pa
     ]  # fmt: skip
     run(pipe, story, tmp_path / "agent.db")
     with queries.reading(tmp_path / "agent.db") as db:
-        stood = what_if.told(db, "a")
+        stood = queries.stood(db, "a")
         windows = [(round((s.begin - T0) / HOP), round((s.end - T0) / HOP)) for s in stood if s.end is not None]
     assert windows == [(3, 17), (23, 30)]
     (answer,) = what_if.ask(tmp_path / "agent.db", {"a": pipe}, "2000-01-01T00:00:00.000Z")
