@@ -199,10 +199,6 @@ def command(
     for_s: float | None = None,
 ) -> tuple[Alarm, Transition]:
     """A person's command at receipt time t. Raises `Refused` with the reason; nothing changes then."""
-    if name == "reset" and alarm.state == LATCHED and alarm.condition:
-        raise Refused(
-            "reset refused: the condition still holds; it can be reset once the machine is back to normal"
-        )
     if name == "shelve":
         if for_s is None or not (math.isfinite(for_s) and 0 < for_s <= 365 * 86400):
             raise Refused(f"shelve refused: for_s is {for_s!r}; expected seconds above 0, at most 365 days")
@@ -212,11 +208,13 @@ def command(
         cause = "expire_raised" if alarm.condition else "expire_normal"
     if name == "ack":
         alarm = replace(alarm, acked_by=by, ack_why=comment)
-    if (alarm.state, cause) not in TABLE:
+    holds = name == "reset" and alarm.condition and alarm.state != SHLVD
+    if (alarm.state, cause) not in TABLE or holds:
+        why = ", the condition still holds (it can be reset once the machine is back to normal)" if holds else ""
         possible = [
             c for c in COMMANDS if (alarm.state, c) in TABLE or (c == "unshelve" and alarm.state == SHLVD)
         ]
-        raise Refused(f"{name} refused: the alarm is {alarm.state}; possible now: {', '.join(possible)}")
+        raise Refused(f"{name} refused: the alarm is {alarm.state}{why}; possible now: {', '.join(possible)}")
     after, transition = _apply(alarm, cause, t, key, by, comment)
     assert transition is not None  # the table lists it
     return after, transition

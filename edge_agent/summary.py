@@ -66,7 +66,7 @@ def _seen(db: Database, sensors: Sequence[str], since: str) -> tuple[float | Non
 
 
 def _sensor(db: Database, name: str, since: str) -> _Sensor:
-    begins = tuple(s.begin for s in queries.stood(db, name) if s.begin >= parse_time(since))
+    begins = tuple(sorted(s.begin for s in queries.stood(db, name) if s.begin >= parse_time(since)))
     state = db.conn.execute("SELECT state, since FROM alarm_state WHERE sensor = ?", (name,)).fetchone()
     verdicts = db.conn.execute(
         "SELECT (SELECT verdict FROM verdicts AS v WHERE v.alarm_id = e.alarm_id ORDER BY id DESC LIMIT 1)"

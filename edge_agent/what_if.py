@@ -10,7 +10,7 @@ bundle, window or regime needs the samples. Nobody acknowledges, resets or shelv
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Scores:
 
     @property
     def every_s(self) -> float:
-        return float(np.median(np.diff(self.t))) if self.t.size > 1 else 0.0
+        return float(np.median(np.abs(np.diff(self.t)))) if self.t.size > 1 else 0.0
 
     def ratios(self, settings: Pipeline) -> F64:
         """(n,) under the limit of these settings."""
@@ -165,23 +165,27 @@ def read(db: Database, sensor: str, since: str, until: str | None = None) -> Sco
     windows = db.conn.execute(f"SELECT count(*) FROM scores WHERE {_CHOSEN}", chosen).fetchone()[0]
     limit = "threshold" if any(acts for _, acts in acting) else "NULL"
     rows = db.conn.execute(
-        f"SELECT ts, score, {limit}, {_KIND} FROM scores WHERE {_CHOSEN} AND ratio IS NOT NULL ORDER BY ts, id", chosen
+        f"SELECT id, ts, score, {limit}, {_KIND} FROM scores WHERE {_CHOSEN} AND ratio IS NOT NULL", chosen
     )
     kinds: dict[str | None, bool] = {}
-    parts: list[tuple[Any, F64, F64]] = []
+    parts: list[tuple[Any, Any, F64, F64]] = []
     while slice_ := rows.fetchmany(_SLICE):
-        ts, scored, limits, said = zip(*slice_, strict=True)
+        ids, ts, scored, limits, said = zip(*slice_, strict=True)
         kinds |= {kind: _votes(kind) for kind in set(said) - kinds.keys()}
         keep = np.array([kinds[kind] for kind in said], bool)
         when = np.array(ts, "U23").astype("datetime64[ms]")  # without its Z, of which numpy warns
-        parts.append((when[keep], np.array(scored, np.float64)[keep], np.array(limits, np.float64)[keep]))
+        values = (np.array(x, np.float64)[keep] for x in (scored, limits))
+        parts.append((np.array(ids, np.int64)[keep], when[keep], *values))
     if not parts:
         return Scores(np.zeros(0), np.zeros(0), np.zeros(0), windows=windows)
-    when, score, threshold = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    number, when, score, threshold = (np.concatenate([part[i] for part in parts]) for i in range(4))
+    # As they were judged, which is not the order of their times where a clock was set or a recording sent again.
+    order = np.argsort(number)
+    number, when, score, threshold = number[order], when[order], score[order], threshold[order]
     t = when.astype(np.int64) / 1000.0
     commissioned, breaks = np.full(t.size, np.nan), []
-    for begin, acts in acting:
-        first = int(np.searchsorted(t, begin, "right"))
+    for before, acts in acting:
+        first = int(np.searchsorted(number, before, "right"))
         breaks.append(first)
         commissioned[first:] = threshold[first:] if acts else np.nan
     return Scores(t, score, commissioned, tuple(b for b in breaks if b), windows)
@@ -208,13 +212,19 @@ def _answer(
         if old is None
         else episodes.spells(scores.ratios(old), scores.t, old.policy, scores.breaks)
     )
-    before, after = ([s for s in spells if s.end is None or s.end >= begin] for spells in (before, after))
+    before, after = (_in_time(spells, begin) for spells in (before, after))
     changes = episodes.compare(before, after, begin, scores.every_s)
     bursts = episodes.chattering([s.begin for s in after if s.begin >= begin], scores.every_s)
-    first, last = float(scores.t[asked][0]), float(scores.t[-1])
+    first, last = float(scores.t[asked].min()), float(scores.t.max())
     return Answer(
         sensor, first, last, int(asked.sum()), tuple(before), tuple(after), tuple(changes), tuple(bursts)
     )
+
+
+def _in_time(spells: list[Spell], since: float) -> list[Spell]:
+    """Those that stood since then, by begin. A clock that was set back in between must not end one before its beginning."""
+    whole = [s if s.end is None or s.end >= s.begin else replace(s, end=s.begin) for s in spells]
+    return sorted((s for s in whole if s.end is None or s.end >= since), key=lambda s: s.begin)
 
 
 def _votes(kind: str | None) -> bool:
@@ -224,13 +234,13 @@ def _votes(kind: str | None) -> bool:
     return pipeline.votes(Measured(0, 0.0, 0.0, 0.0, 1.0, 0.0, quality, reasons=names, regime=regime or None))
 
 
-def _acting(db: Database, sensor: str) -> list[tuple[float, bool]]:
-    """(end of the last window before it, whether a commissioned limit acts from then on) of every change of the limit that
+def _acting(db: Database, sensor: str) -> list[tuple[int, bool]]:
+    """(id of the last row before it, whether a commissioned limit acts from then on) of every change of the limit that
     acts, by the notices of commissioning."""
     rows = db.conn.execute(
         "SELECT payload FROM events WHERE sensor = ? AND type = 'notice' ORDER BY rowid", (sensor,)
     )
-    out: list[tuple[float, bool]] = []
+    out: list[tuple[int, bool]] = []
     baselines: list[int] = []
     n, active, was = 0, False, None
     for (payload,) in rows:
@@ -247,20 +257,21 @@ def _acting(db: Database, sensor: str) -> list[tuple[float, bool]]:
             baselines = [*baselines[-1:], n]
         acting = baselines[-1] if baselines and not active else None
         if acting != was:
-            out.append((_last_end(db, sensor, event), acting is not None))
+            out.append((_last_row(db, sensor, event), acting is not None))
         was = acting
     return out
 
 
-def _last_end(db: Database, sensor: str, event: Mapping[str, Any]) -> float:
-    """End of the window before which all windows were judged as before: events of people stand between two windows."""
-    start = (event.get("window") or {}).get("start")
-    if start is None:
-        return parse_time(event["ts"])
-    row = db.conn.execute(
-        "SELECT ts FROM scores WHERE sensor = ? AND ts >= ? AND start = ? ORDER BY ts LIMIT 1", (sensor, start, start)
-    ).fetchone()
-    return parse_time(event["ts"] if row is None else row[0])
+def _last_row(db: Database, sensor: str, event: Mapping[str, Any]) -> int:
+    """Id of the last window that was judged before it: events of people stand between two windows."""
+    window, where = event.get("window"), "SELECT max(id) FROM scores WHERE sensor = ?"
+    query, values = f"{where} AND ts <= ?", [sensor, event["ts"]]
+    if window is not None:
+        end = parse_time(window["start"]) + window["n"] / window["fs_hz"]
+        query = f"{where} AND ts BETWEEN ? AND ? AND start = ?"
+        values = [sensor, rfc3339(end - 0.002), rfc3339(end + 0.002), window["start"]]
+    row: tuple[int | None] = db.conn.execute(query, values).fetchone()
+    return row[0] or 0
 
 
 def _other_bundle(db: Database, sensor: str, settings: Pipeline) -> str | None:

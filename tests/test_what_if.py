@@ -177,6 +177,20 @@ def test_windows_of_an_unknown_regime_do_not_vote(tmp_path: Path) -> None:
     assert same(replayed(database, other), run(other, story))
 
 
+def test_rows_count_in_the_order_they_were_judged(tmp_path: Path) -> None:
+    """A recording sent twice, or a clock set back, leaves rows whose times overlap: the replay follows the run, not the times,
+    and no alarm ends before it began."""
+    first = levels((20, 1.0), (6, 2.0), (14, 1.0))
+    again = levels((3, 1.0), (6, 2.0), (21, 1.0), now=T0 + 10.5 * HOP)
+    pipe = plant(tmp_path)
+    told = run(pipe, [*first, *again], tmp_path / "agent.db")
+    assert [t.type for t in told] == ["new", "end"] * 2
+    assert same(replayed(tmp_path / "agent.db", pipe), told)
+    (answer,) = what_if.ask(tmp_path / "agent.db", {"a": pipe}, "2000-01-01T00:00:00.000Z")
+    assert answer.changes == ()
+    assert all(s.end is not None and s.begin <= s.end for s in answer.after)
+
+
 def levels(*pairs: tuple[int, float], now: float = T0) -> list[bytes]:
     """Messages: so many windows of each level in turn."""
     seq, out = 0, []
