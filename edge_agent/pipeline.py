@@ -368,6 +368,15 @@ def votes(measured: Measured) -> bool:
     )
 
 
+def clock_set(state: PipelineState, by_s: float) -> PipelineState:
+    """The receipt clock was set by so many seconds. A shelving lasts as long as was asked for, and no stream without times
+    takes it for a silence; all other delays count in the payload's time and know nothing of it."""
+    alarm = state.alarm
+    if alarm.shelved_until is not None:
+        alarm = replace(alarm, shelved_until=alarm.shelved_until + by_s)
+    return replace(state, windower=windowing.clock_set(state.windower, by_s), alarm=alarm)
+
+
 def profile_of(pipeline: Pipeline, state: PipelineState) -> Profile | None:
     """What this sensor's healthy samples are like: as commissioned, while that is learnt as far as it is, else the
     bundle's. A bundle of other machines says nothing about the level of this one, so there it is not asked."""

@@ -67,10 +67,11 @@ class WindowerState:
     next_t     : time at which the chunk before ends, in s
     next_seq   : expected sequence number; None where the chunk before had none
     recent     : sequence numbers (times where there are none) of the last chunks, oldest first
-    received   : receipt time of the last accepted chunk in s
+    received   : receipt time of the last accepted chunk in s, by the receipt clock as it was at the last anchor
     window_seq : running number of the next window
     late_run   : late chunks in a row that run forwards among themselves
     late_key   : time (sequence number where there is none) of the last of them
+    stepped    : seconds by which the receipt clock has been set since the last anchor
     """
 
     tail: tuple[F32, ...] = ()
@@ -84,6 +85,7 @@ class WindowerState:
     window_seq: int = 0
     late_run: int = 0
     late_key: float | None = None
+    stepped: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,14 +140,15 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
                 f"{FUTURE_S / 86400.0:.0f}: set the sensor's clock (or check seconds against milliseconds)",
             ),
         )
-    verdict = _place(state, spec, chunk, duration, received)
+    receipt, silent = _receipt(state, spec, duration, received)
+    verdict = _place(state, chunk, duration, receipt, silent)
     if isinstance(verdict, PayloadError):
         if verdict.reason == "duplicate":
             return Pushed(state, dropped=verdict)
         state = _count_late(state, chunk)
         if state.late_run < LATE_RUN:
             return Pushed(state, dropped=verdict)
-        verdict = (_own_time(state, chunk, duration, received), 0.0)
+        verdict = (_own_time(state, chunk, duration, receipt), 0.0)
     t, gap_s = verdict
     if gap_s is not None:
         state = without_tail(state)
@@ -156,16 +159,31 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
         next_t=t + duration,
         next_seq=None if chunk.seq is None else (chunk.seq + 1) & 0xFFFFFFFF,
         recent=state.recent if key is None else (*state.recent, key)[-REMEMBERED:],
-        received=received,
+        received=receipt,
         late_run=0,
         late_key=None,
+        stepped=0.0 if silent else state.stepped,
     )
     state, windows = _cut(state, spec, chunk.samples, t)
     return Pushed(state, windows, gap_s=gap_s)
 
 
+def clock_set(state: WindowerState, by_s: float) -> WindowerState:
+    """The receipt clock was set by so many seconds: what runs on nominally goes on until a silence, then takes the new one."""
+    return state if state.received is None else replace(state, stepped=state.stepped + by_s)
+
+
+def _receipt(state: WindowerState, spec: WindowSpec, duration: float, received: float) -> tuple[float, bool]:
+    """The receipt time to reckon with, and whether the sensor had been silent: a clock that was set is no silence."""
+    if state.next_t is None or state.received is None:
+        return received, True
+    before = received - state.stepped
+    silent = before - min(state.next_t, state.received) - duration > spec.silent_after_s
+    return (received if silent else before), silent
+
+
 def _place(
-    state: WindowerState, spec: WindowSpec, chunk: Chunk, duration: float, received: float
+    state: WindowerState, chunk: Chunk, duration: float, received: float, silent: bool
 ) -> tuple[float, float | None] | PayloadError:
     """Time of the chunk's first sample and the gap before it, or why it is not used."""
     own = _own_time(state, chunk, duration, received)
@@ -193,8 +211,7 @@ def _place(
             "late", f"sequence number is {chunk.seq}, expected {state.next_seq}: later samples came before"
         )
     if chunk.t is None:
-        silence = received - min(state.next_t, state.received) - duration
-        return gap if silence > spec.silent_after_s else (state.next_t, None)
+        return gap if silent else (state.next_t, None)
     if abs(ahead) <= tolerance:
         return own, None
     if ahead > 0.0:

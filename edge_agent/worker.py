@@ -37,6 +37,10 @@ BAD_IN_A_ROW = 3
 #: The retained state is refreshed at most this often.
 STATE_EVERY_S = 60.0
 TICK_S = 0.25
+#: The clock has been set where it leaves the monotonic one by more than this between two looks; less is drift and slewing.
+STEP_S = 1.0
+#: A message may have waited so long since it was received.
+WAITED_S = 60.0
 #: Messages of a sensor that wait, beyond which no bundle is scored beside: the live one goes first.
 SHADOW_BACKLOG = 32
 #: Answers kept, so that a command delivered twice is carried out once.
@@ -131,6 +135,8 @@ class Worker:
         self._answers: OrderedDict[str | int, Answer] = OrderedDict()
         self.shadows: dict[str, Shadow] = {}
         self._draining = threading.Event()
+        self._ahead = clock() - monotonic()
+        self._set_by, self._set_at = 0.0, float("-inf")
         self._ticked = float("-inf")
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
@@ -166,6 +172,7 @@ class Worker:
             while True:
                 self.heartbeat = self._monotonic()
                 item = self._inbox.take(TICK_S)
+                self._watch_clock()
                 if item is None:
                     if self._draining.is_set():
                         return
@@ -185,6 +192,7 @@ class Worker:
         sensor = self.sensors.get(name)
         if sensor is None or sensor.fault:
             return
+        received = self._by_this_clock(received)
         if isinstance(payload, OperatingValue):
             self._operate(sensor, payload, received)
             return
@@ -343,6 +351,27 @@ class Worker:
             log.warning("%s: message dropped (%s; counted from now on without a line): %s", sensor, reason, message)
 
     # ---------------------------------------------------------------- time
+
+    def _watch_clock(self) -> None:
+        """Notice that somebody has set the clock: a board without a battery starts in the past, and time servers step it."""
+        now = self._monotonic()
+        ahead = self._clock() - now
+        by, self._ahead = ahead - self._ahead, ahead
+        if abs(by) < STEP_S:
+            return
+        self._set_by, self._set_at = by, now
+        log.warning("the clock was set by %+.1f s; windows, delays and shelvings go on as they were", by)
+        for sensor in self.sensors.values():
+            sensor.state = pipeline.clock_set(sensor.state, by)
+            self._hand_over(sensor, self._clock())
+        for shadow in self.shadows.values():
+            shadow.state = pipeline.clock_set(shadow.state, by)
+
+    def _by_this_clock(self, received: float) -> float:
+        """A receipt time that was taken before the clock was set, as the clock would have told it now."""
+        age = self._clock() - received
+        waited = self._monotonic() - self._set_at < WAITED_S
+        return received + self._set_by if waited and abs(age - self._set_by) < abs(age) else received
 
     def _tick(self) -> None:
         now, t = self._monotonic(), self._clock()
