@@ -201,7 +201,9 @@ def _summary(a: argparse.Namespace, config: Config) -> int:
         return WELL
     rate = f"{s['alarms_per_day']:g} a day" if s["alarms_per_day"] is not None else "less than a day: no rate"
     judged = s["verdicts"]
-    print(f"{s['since']} to {s['until']}, {s['days']:g} days: {_count(s['alarms'], 'alarm')}, {rate}")
+    hours = s["days"] * 24
+    span = f"{s['days']:.3g} days" if hours >= 24 else f"{hours:.2g} h" if hours >= 1 else f"{hours * 60:.2g} min"
+    print(f"{s['since']} to {s['until']}, {span}: {_count(s['alarms'], 'alarm')}, {rate}")
     print(f"at most {s['peak_10_min']} in 10 minutes, {_count(s['floods'], 'flood')} (more than {summary.FLOOD} in 10 minutes)")
     print(f"chattering: {_count(s['chattering'], 'sensor')}")
     print(f"now: {s['standing']} standing, {s['unacknowledged']} of them not acknowledged, {s['stale']} stale (a day or longer); "

@@ -103,7 +103,7 @@ def _figures(
         "schema": 1,
         "since": since,
         "until": until,
-        "days": None if days is None else round(days, 3),
+        "days": None if days is None else round(days, 5),
         "alarms": len(every),
         "alarms_per_day": None if rate is None else round(len(every) / rate, 3),
         "peak_10_min": _peak(every),

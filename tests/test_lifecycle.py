@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bundles import make_indicator_bundle
 from conftest import Broker, Listener, needs_mosquitto, until
 
 from edge_agent import assemble
+from edge_agent.alarms import STATES, AlarmPolicy
 from edge_agent.features import Context
 
 Listen = Callable[..., Listener]
@@ -83,6 +85,19 @@ def test_what_people_did_survives_a_kill(tmp_path: Path, broker: Broker, listen:
     ]
     assert len({e["alarm_id"] for e in told}) == 1
     assert {e["event_id"] for e in ear.json("edge/t/s/a/event")} == {e["event_id"] for e in told}
+
+
+def test_the_page_names_every_setting_and_state() -> None:
+    """docs/alarms.md has a row for each key of `alarm` with its default, and one for each state."""
+    page = (Path(__file__).parents[1] / "docs" / "alarms.md").read_text()
+    settings = page.partition("## When an alarm comes and goes")[2].partition("## A morning")[0]
+    for field in fields(AlarmPolicy):
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        (row,) = (line for line in settings.splitlines() if line.startswith("|") and f"`{field.name}" in line)
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        assert shown.lower() in row.lower(), field.name
+    for state in STATES:
+        assert f"\n| `{state}` |" in page
 
 
 @pytest.mark.parametrize(
