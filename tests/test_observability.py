@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import yaml
 from agents import Agent, message, write_plant
-from conftest import Broker, Listener, free_port, until
+from certificates import issue
+from conftest import Broker, Listener, free_port, needs_mosquitto, until
 
 from edge_agent import cli, config, doctor, metrics, support
 from edge_agent.store import Store
@@ -225,6 +226,14 @@ def test_every_mistake_of_the_configuration_is_a_check(tmp_path: Path, capsys: p
     assert "-> write a literal topic" in said
 
 
+def test_a_secret_that_only_the_service_can_read_costs_the_broker_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shell without CREDENTIALS_DIRECTORY the password is a mistake, and bundles, disk and database are looked at."""
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    found = verdicts(write_plant(tmp_path, free_port(), mqtt={"username": "u", "password": "${cred:mqtt}"}))
+    assert (found["configuration"].verdict, found["broker"].verdict, found["bundle of a"].verdict) == ("wrong", "skipped", "well")
+    assert "LoadCredential" in found["configuration"].do
+
+
 def test_a_full_disk_is_wrong_and_a_nearly_full_one_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """10 MiB free is wrong, 100 MiB a note, 1 GiB well."""
     usage = namedtuple("usage", "total used free")
@@ -413,3 +422,35 @@ def test_the_rules_name_only_figures_that_there_are() -> None:
     for rule in rules:
         for metric, label in re.findall(r"edge_agent_(\w+)\{(\w+)", rule["expr"]):
             assert metrics.BY_LABEL[metric][2] == label
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(("days", "verdict"), [(40.0, "well"), (10.0, "note")])
+def test_the_doctor_tells_when_the_brokers_certificate_ends(tmp_path: Path, days: float, verdict: str) -> None:
+    """Over TLS a certificate of 40 days is well; one of 10 days is noted with its last day, while it still lets us in."""
+    authority = issue(tmp_path, "ca")
+    server = issue(tmp_path, "server", authority, hosts=("127.0.0.1",), days=(-1, days))
+    broker = Broker(tmp_path, extra=f"allow_anonymous true\ncertfile {server.pem}\nkeyfile {server.key_file}\n")
+    broker.start()
+    try:
+        found = verdicts(write_plant(tmp_path, broker.port, mqtt={"tls": {"ca": str(authority.pem)}}), 0.0)
+    finally:
+        broker.stop()
+    assert found["broker"].verdict == "well"
+    assert found["certificate"].verdict == verdict
+    assert f"in {days - 1:.0f} days" in found["certificate"].found or f"in {days:.0f} days" in found["certificate"].found
+
+
+@needs_mosquitto
+def test_the_doctor_names_a_login_that_is_refused(tmp_path: Path) -> None:
+    """A broker that takes nobody without a login: the check says that the user name and password are to be corrected."""
+    (tmp_path / "passwd").write_text("")
+    broker = Broker(tmp_path, extra=f"allow_anonymous false\npassword_file {tmp_path / 'passwd'}\n")
+    broker.start()
+    try:
+        check = verdicts(write_plant(tmp_path, broker.port, mqtt={"username": "x", "password": "y-wrong-pass"}), 0.0)["broker"]
+    finally:
+        broker.stop()
+    assert check.verdict == "wrong"
+    assert "mqtt.username and mqtt.password" in check.found
+    assert "y-wrong-pass" not in check.found
