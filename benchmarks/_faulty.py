@@ -111,7 +111,7 @@ def mosquitto() -> str | None:
 
 
 class Broker:
-    """mosquitto with persistence that saves at every change; killed, it comes back on its port with what it had saved."""
+    """mosquitto with persistence, saved every second; killed, it comes back on its port with what it had saved, older things again."""
 
     def __init__(self, folder: Path) -> None:
         found = mosquitto()
@@ -121,7 +121,7 @@ class Broker:
         user = "user root\n" if os.getuid() == 0 else ""
         self._conf.write_text(
             f"listener {self.port} 127.0.0.1\n{user}allow_anonymous true\nmax_queued_messages 100000\nset_tcp_nodelay true\n"
-            f"persistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+            f"persistence true\npersistence_location {folder}/\nautosave_interval 1\n"
         )
         self._program = found
         self._process: subprocess.Popen[bytes] | None = None
@@ -231,7 +231,7 @@ class Client:
     def __init__(self, port: int, name: str, topics: tuple[str, ...] = (), ear: Callable[[str, bytes], None] | None = None) -> None:
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
         self._client.max_queued_messages_set(0)
-        self._client.max_inflight_messages_set(200)
+        self._client.max_inflight_messages_set(20)
         self._client.reconnect_delay_set(1, 1)
         self._lock = threading.Lock()
         self._handed = self._acknowledged = 0

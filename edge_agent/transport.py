@@ -164,6 +164,7 @@ class MqttTransport:
         self._v5 = mqtt.protocol == "5"
         self._proven = False  # whether this protocol version has been accepted once
         self._other_version = False  # try the other one at once
+        self._guessed = False  # 3.1.1 because of a silence: the next connection asks again
         self._number = 0
         self._problem: str | None = None
         self._refusing = False
@@ -287,6 +288,9 @@ class MqttTransport:
             self._live = None
         self._settled.clear()
         client.loop_stop()
+        if self._guessed:
+            # A broker that was killed in the middle of our CONNECT is as silent as one that does not know MQTT 5.
+            self._guessed, self._v5, self._proven = False, True, False
         if not self._stopping.is_set():
             self._lost("the connection was lost: is the broker running? Connecting again every 1 to 60 s")
         self._call(self._hooks[1])
@@ -325,6 +329,7 @@ class MqttTransport:
         if self._mqtt.protocol == "5" and wrong_version and not self._proven:
             # A broker that does not know MQTT 5 may say so or merely hang up: try the other version next.
             self._v5 = not self._v5
+            self._guessed = not self._v5 and code is None
             self._other_version = not self._v5
         if self._other_version:
             return
@@ -360,7 +365,8 @@ class MqttTransport:
             client.accepted = True
             with self._lock:
                 self._live, topics = client, self._topics
-            if not self._proven and self._mqtt.protocol == "5" and not self._v5:
+            if not self._proven and self._mqtt.protocol == "5" and not self._v5 and "version" not in self._denied:
+                self._denied.add("version")
                 log.warning("broker %s does not speak MQTT 5: using 3.1.1", self._where)
             self._proven = True
             log.info("connected to broker %s (MQTT %s)", self._where, "5" if self._v5 else "3.1.1")

@@ -24,6 +24,8 @@ from edge_agent.signals import F32, Chunk, Window
 REMEMBERED = 32
 #: Late chunks in a row, running forwards among themselves, that prove the sensor's clock was set back.
 LATE_RUN = 5
+#: A repeated chunk lies so near to where its number would lie, in s and of the time back to it.
+AGAIN_S, AGAIN = 2.0, 0.1
 #: With consecutive sequence numbers, a time this far ahead (plus one chunk) is a pause in sampling.
 PAUSE_S = 1.0
 #: A sequence number without a time further back than this is a restart, not a late chunk.
@@ -143,7 +145,7 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
     receipt, silent = _receipt(state, spec, duration, received)
     verdict = _place(state, chunk, duration, receipt, silent)
     if isinstance(verdict, PayloadError):
-        if verdict.reason == "duplicate":
+        if verdict.reason == "duplicate" or _sent_again(state, chunk, duration):
             return Pushed(state, dropped=verdict)
         state = _count_late(state, chunk)
         if state.late_run < LATE_RUN:
@@ -230,6 +232,15 @@ def _own_time(state: WindowerState, chunk: Chunk, duration: float, received: flo
     if chunk.t is not None:
         return chunk.t
     return received - duration if state.next_t is None else max(received - duration, state.next_t)
+
+
+def _sent_again(state: WindowerState, chunk: Chunk, duration: float) -> bool:
+    """Whether a late chunk lies where its number lay when it came first: a broker or a sensor repeats what was on its way, be it
+    minutes of it in order. A sensor whose clock was set back counts on, and one that starts anew has other times."""
+    if chunk.t is None or chunk.seq is None or state.next_t is None or state.next_seq is None:
+        return False
+    back = (((state.next_seq - chunk.seq + 0x80000000) & 0xFFFFFFFF) - 0x80000000) * duration
+    return back > 0.0 and abs(state.next_t - back - chunk.t) <= AGAIN_S + AGAIN * back
 
 
 def _count_late(state: WindowerState, chunk: Chunk) -> WindowerState:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Broker, Listener, free_port, mqtt_config, until
+from conftest import Broker, Listener, free_port, mqtt_config, needs_mosquitto, until
 
+from benchmarks._faulty import Link
 from edge_agent.broker import EmbeddedBroker
 from edge_agent.config import TlsConfig
 from edge_agent.errors import TransportError
@@ -78,6 +79,22 @@ def test_a_hook_that_raises_does_not_end_the_connection(
     ear.wait("x", 3)
     transport.stop()
     assert "a bug in a hook" in caplog.text
+
+
+@needs_mosquitto
+def test_a_broker_that_was_silent_once_is_asked_for_mqtt_5_again(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed in the middle of a CONNECT, a broker looks like one of 3.1.1: the next connection speaks MQTT 5 again."""
+    caplog.set_level("INFO")
+    link = Link(broker.port)
+    transport = MqttTransport(mqtt_config(link.port), "t-1", on_message=lambda *_: None)
+    transport._v5, transport._guessed = False, True  # what one CONNECT without an answer leaves
+    transport.start()
+    until(lambda: "(MQTT 3.1.1)" in caplog.text)
+    link.cut(silent=False)
+    link.mend()
+    until(lambda: "(MQTT 5)" in caplog.text)
+    transport.stop()
+    link.close()
 
 
 def test_it_falls_back_to_3_1_1_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +184,7 @@ def test_a_refused_login_is_named(tmp_path: Path) -> None:
     for protocol in ("5", "3.1.1"):
         config = mqtt_config(broker.port, protocol=protocol, username="u", password="secret-word")
         with pytest.raises(TransportError, match=r"refuses us.*correct mqtt\.username") as caught:
-            probe(config, timeout_s=2.0)
+            probe(config, timeout_s=10.0)
         assert "secret-word" not in str(caught.value)
     broker.stop()
 

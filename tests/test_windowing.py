@@ -229,6 +229,24 @@ def test_a_clock_set_back_is_not_late_for_ever():
     assert seen[10].start == pytest.approx(T0 - 3600.0 + 0.4)
 
 
+@pytest.mark.parametrize("lost", [(), (30, 31, 150)])
+def test_minutes_sent_again_by_a_restarted_broker_are_not_a_clock_set_back(lost):
+    """Two hundred chunks that come again in their order, more than are remembered, are used once, whatever was lost of them."""
+    once = [c for c in steady(300, seq0=0) if c.seq not in lost]
+    again = [c for c in once if 80 <= c.seq < 280]
+    _, seen, dropped, gaps = feed([*once, *again, *steady(310, seq0=0)[300:]])
+    assert len(seen) == 310 - len(lost)
+    assert set(dropped) == set(range(len(once), len(once) + len(again)))
+    assert len(gaps) == len([n for n in lost if n - 1 not in lost])
+
+
+def test_a_sensor_that_starts_anew_in_the_past_is_not_late_for_ever():
+    """Its numbers begin at 0 and its clock an hour back, where no number of before lay: after five chunks it is followed."""
+    _, seen, dropped, _ = feed([*steady(20, seq0=500), *steady(10, t0=T0 - 3600.0, seq0=0)])
+    assert list(dropped.values()) == ["late"] * 4
+    assert len(seen) == 26
+
+
 def test_late_chunks_between_good_ones_never_move_the_clock():
     """Stray late chunks, however many, do not re-anchor a stream that itself goes on well."""
     good, stray = steady(20), steady(20, t0=T0 - 3600.0)
