@@ -368,6 +368,11 @@ def votes(measured: Measured) -> bool:
     )
 
 
+def without_samples(state: PipelineState) -> PipelineState:
+    """The state without the samples and vectors that the next window would be made of; alarm, votes and baseline stay."""
+    return replace(state, windower=windowing.without_tail(state.windower), history=state.history[:0], history_end=None)
+
+
 def clock_set(state: PipelineState, by_s: float) -> PipelineState:
     """The receipt clock was set by so many seconds. A shelving lasts as long as was asked for, and no stream without times
     takes it for a silence; all other delays count in the payload's time and know nothing of it."""

@@ -39,6 +39,8 @@ STATE_EVERY_S = 60.0
 TICK_S = 0.25
 #: The clock has been set where it leaves the monotonic one by more than this between two looks; less is drift and slewing.
 STEP_S = 1.0
+#: A quarantined sensor is tried again after this, and each time it fails after twice as long, up to a day.
+QUARANTINE_S, QUARANTINE_MAX_S = 600.0, 86400.0
 #: A message may have waited so long since it was received.
 WAITED_S = 60.0
 #: Messages of a sensor that wait, beyond which no bundle is scored beside: the live one goes first.
@@ -71,7 +73,9 @@ class Tally:
 class Sensor:
     """What changes of one sensor while the agent runs; touched by the worker only.
 
-    heard : monotonic time of the last message
+    heard    : monotonic time of the last message
+    faults   : how often its pipeline has failed without holding for long in between
+    again_at : monotonic time at which a quarantined one is tried again; of the last trial where it runs
     """
 
     config: SensorConfig
@@ -81,6 +85,8 @@ class Sensor:
     status: str | None = None
     bad_run: int = 0
     fault: bool = False
+    faults: int = 0
+    again_at: float = float("-inf")
     announced: float = float("-inf")
     last_event_id: str | None = None
     windows: int = 0
@@ -334,16 +340,26 @@ class Worker:
         return row
 
     def _quarantine(self, sensor: Sensor, error: Exception) -> None:
-        sensor.fault = True
+        now = self._monotonic()
+        sensor.faults = 0 if now - sensor.again_at > QUARANTINE_MAX_S else sensor.faults
+        wait_s = min(QUARANTINE_MAX_S, QUARANTINE_S * 2.0**sensor.faults)
+        sensor.fault, sensor.faults, sensor.again_at = True, sensor.faults + 1, now + wait_s
         log.error(
-            "%s: its pipeline failed (%s: %s) and is stopped; the other sensors go on. Reload once the cause "
-            "is mended (kill -HUP, or the command reload)",
+            "%s: its pipeline failed (%s: %s) and is stopped; the other sensors go on. It is tried again in %g s; once the cause "
+            "is mended a reload does so at once (kill -HUP, or the command reload)",
             sensor.config.id,
             type(error).__name__,
             error,
+            wait_s,
             exc_info=error,
         )
         self._set_status(sensor, "fault")
+
+    def _try_again(self, sensor: Sensor, now: float) -> None:
+        """End a quarantine whose time is over: alarm, votes and what was learnt stay, the samples that it failed on do not."""
+        sensor.fault, sensor.heard = False, now
+        sensor.state = pipeline.without_samples(sensor.state)
+        log.warning("%s: its pipeline is tried again after a failure", sensor.config.id)
 
     def dropped(self, sensor: str, reason: str, message: str, n: int = 1) -> None:
         """Count dropped messages, of any thread; the first of each sensor and reason is logged."""
@@ -376,6 +392,8 @@ class Worker:
     def _tick(self) -> None:
         now, t = self._monotonic(), self._clock()
         for sensor in self.sensors.values():
+            if sensor.fault and now >= sensor.again_at:
+                self._try_again(sensor, now)
             if not sensor.fault and now - sensor.heard > sensor.config.silent_after_s:
                 self._set_status(sensor, "silent")
             state, transition = pipeline.expire(sensor.pipeline, sensor.state, t)

@@ -19,7 +19,7 @@ from agents import LAYOUT, Agent, N, Process, message, rows, write_plant
 from bundles import healthy
 from conftest import Broker, Listener, free_port, mqtt_config, needs_mosquitto, until
 
-from edge_agent import host
+from edge_agent import host, worker
 from edge_agent.errors import DROP_REASONS
 from edge_agent.transport import MqttTransport
 
@@ -277,6 +277,44 @@ def test_a_bug_in_one_pipeline_stops_that_sensor_only(
         ear.wait("edge/t/s/a/score")
         assert ear.on("edge/t/s/a/status")[-1] == b"online"
     assert "a: its pipeline failed (RuntimeError: a bug)" in caplog.text
+
+
+def test_a_quarantine_ends_by_itself_and_lasts_longer_each_time(
+    tmp_path: Path, broker: Broker, listen: Listen, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sensor whose model fails twice is tried again after 0.4 and 0.8 s, keeps its alarm, and is `online` once it works."""
+    monkeypatch.setattr(worker, "QUARANTINE_S", 0.4)
+
+    def change(pipelines: dict[str, Any]) -> dict[str, Any]:
+        built = pipelines["a"]
+        model, calls = built.judge.model, iter(range(10**6))
+
+        def broken(x: Any) -> Any:
+            if next(calls) in (6, 7):
+                raise RuntimeError("a bug")
+            return model(x)
+
+        return {"a": replace(built, judge=replace(built.judge, model=broken))}
+
+    path = write_plant(tmp_path, broker.port)
+    ear = listen("edge/#")
+    with Agent(path, change=change) as agent:
+        until(lambda: agent.daemon._transport.connected)
+        sensor = agent.daemon.worker.sensors["a"]
+        for seq in range(6):
+            ear.publish("plant/a", message(seq, 1.5))
+        ear.wait("edge/t/s/a/score", 6)
+        alarm = sensor.state.alarm
+        for n in (1, 2):
+            ear.publish("plant/a", message(10 * n, 1.5))
+            until(lambda n=n: sensor.fault and sensor.faults == n)
+            assert ear.wait("edge/t/s/a/status", 2)[-1] == b"fault"
+            until(lambda: not sensor.fault)
+        ear.publish("plant/a", message(30, 1.5))
+        ear.wait("edge/t/s/a/score", 7)
+        until(lambda: ear.on("edge/t/s/a/status")[-1] == b"online")
+        assert (sensor.state.alarm.alarm_id, sensor.state.alarm.state) == (alarm.alarm_id, "UNACK")
+    assert [text in caplog.text for text in ("again in 0.4 s", "again in 0.8 s", "again in 1.6 s")] == [True, True, False]
 
 
 def test_two_sensors_share_a_topic(tmp_path: Path, broker: Broker, listen: Listen) -> None:
