@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 #: Messages and bytes that one sensor may have waiting; one message is always taken, however large.
 MAX_MESSAGES = 256
 MAX_BYTES = 8 << 20
+#: Bytes that all of them together may have waiting, in equal shares, however many flood at once.
+ALL_BYTES = 64 << 20
 #: Commands waiting; a person does not send that many.
 MAX_CALLS = 64
 
@@ -81,6 +83,7 @@ class Inbox:
         """The sensors to keep queues for; what waits for others is forgotten."""
         with self._lock:
             self._queues = {name: self._queues.get(name) or _Queue() for name in sensors}
+            self._share = min(self._max_bytes, ALL_BYTES // max(1, len(self._queues)))
             self._turn = deque(name for name in self._turn if name in self._queues)
 
     def put(self, sensor: str, payload: bytes, received: float) -> int:
@@ -95,7 +98,7 @@ class Inbox:
             queue.n_bytes += len(payload)
             evicted = 0
             while len(queue.items) > 1 and (
-                len(queue.items) > self._max_messages or queue.n_bytes > self._max_bytes
+                len(queue.items) > self._max_messages or queue.n_bytes > self._share
             ):
                 queue.n_bytes -= len(queue.items.popleft()[1])
                 evicted += 1

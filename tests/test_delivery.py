@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agents import Agent, message, write_plant
-from conftest import Broker, Listener, needs_mosquitto, until
+from conftest import Broker, Listener, mqtt_config, needs_mosquitto, until
 
 from edge_agent import inbox, keeper, transport
 from edge_agent.inbox import Inbox
@@ -110,3 +110,27 @@ def test_a_flood_takes_a_bounded_room() -> None:
     assert sum(queue.put("b", b"x", 0.0) for _ in range(10_000)) == 10_000 - inbox.MAX_MESSAGES
     assert queue.depths() == {"a": 8, "b": inbox.MAX_MESSAGES}
     assert [queue.call(lambda: None) for _ in range(inbox.MAX_CALLS + 1)].count(False) == 1
+
+
+def test_a_flood_of_all_sensors_takes_a_bounded_room() -> None:
+    """Fifty sensors that flood at once hold at most 64 MiB together, in equal shares; one that is alone holds its 8."""
+    names = [f"s{i}" for i in range(50)]
+    queue = Inbox(names)
+    big = bytes(10**6)
+    for name in names:
+        for _ in range(20):
+            queue.put(name, big, 0.0)
+    depths = queue.depths()
+    assert set(depths.values()) == {1}
+    assert sum(depths.values()) * len(big) <= inbox.ALL_BYTES
+    queue.watch(names[:1])
+    for _ in range(20):
+        queue.put(names[0], big, 0.0)
+    assert queue.depths() == {names[0]: 8}
+
+
+def test_the_broker_is_asked_to_wait_for_what_is_under_way() -> None:
+    """An MQTT 5 connection states how many unacknowledged messages it takes, so that a broker's backlog does not fall on it."""
+    options = transport.MqttTransport(mqtt_config(1), "x", on_message=lambda *_: None)._connect_options()
+    assert options["properties"].ReceiveMaximum == transport.RECEIVE_MAXIMUM == 64
+    assert options["clean_start"] is False
