@@ -262,7 +262,7 @@ def step_chunk(
 ) -> tuple[PipelineState, Outcome]:
     """Take one decoded chunk with the pipeline's own channels: `step` after the wire format."""
     spec = pipeline.window
-    suffering, rate_hz, doubt = trouble.keep_pace(state.trouble, spec, chunk)
+    suffering, rate_hz, doubt = trouble.keep_pace(state.trouble, spec, chunk, received)
     state = replace(state, trouble=suffering)
     if rate_hz is not None:
         text = (

@@ -238,8 +238,7 @@ def inspect(x: F32, fs_hz: float, profile: Profile | None = None, mean: tuple[fl
     order: tuple[int, ...] | None = None
     if healthy is not None:
         spectrum = _spectrum(clean, fs_hz, healthy.bands.shape[1])
-        level = np.sqrt(np.mean((rms / healthy.rms) ** 2))
-        if not reasons and 0.6 < level < 1.7 and _octave_off(spectrum.bands, healthy):
+        if not reasons and _octave_off(spectrum.bands, rms, healthy):
             return Verdict(BAD, (WRONG_RATE,), mean=now)
         humming = _hum(spectrum, clean, fs_hz, healthy)
         if humming is not None:
@@ -273,11 +272,9 @@ def _lost(x: F32, span: F32, rms: F32, healthy: _Healthy | None) -> str | None:
     """No signal, a lost channel of several, or an idle machine."""
     dead = span == 0
     if healthy is not None:
-        # A machine that is now and then this quiet when healthy is not off.
-        idle = np.minimum(IDLE * healthy.rms, 0.5 * healthy.quiet)
-        low = rms < idle
+        low = rms < healthy.idle
         if low.any():
-            dead = dead | (rms < NOTHING / IDLE * idle)
+            dead = dead | (rms < NOTHING / IDLE * healthy.idle)
             for c in np.flatnonzero(low & ~dead):
                 dead[c] = np.unique(x[c]).size <= LEVELS
     else:
@@ -437,7 +434,7 @@ class _Spectrum(NamedTuple):
 
 
 class _Healthy(NamedTuple):
-    """A profile as arrays; `floor` under levels so that nothing divides by zero."""
+    """A profile as arrays, levels above 0. idle: (C,) under which the machine is off; most: the largest spread."""
 
     rms: F32
     quiet: F32
@@ -451,6 +448,8 @@ class _Healthy(NamedTuple):
     half: F64
     spread: F64
     lines: F64
+    idle: F32
+    most: float
 
 
 @lru_cache(maxsize=64)
@@ -459,7 +458,10 @@ def _arrays(profile: Profile) -> _Healthy:
     f64 = [np.asarray(v, np.float64) for v in (profile.bands, profile.half, profile.spread, profile.lines)]
     rms = np.maximum(np.asarray(profile.rms, np.float32), 1e-12)
     rails = np.asarray(profile.rails, np.float32)
-    return _Healthy(rms, f32[0], f32[1], f32[2], f32[3], profile.run, profile.repeats, rails, *f64)
+    # A machine that is now and then this quiet when healthy is not off.
+    idle = np.minimum(IDLE * rms, 0.5 * f32[0])
+    run, repeats, most = profile.run, profile.repeats, max(profile.spread)
+    return _Healthy(rms, f32[0], f32[1], f32[2], f32[3], run, repeats, rails, f64[0], f64[1], f64[2], f64[3], idle, most)
 
 
 class _Plan(NamedTuple):
@@ -504,7 +506,9 @@ def _spectrum(ac: F32, fs_hz: float, n_bands: int | None = None) -> _Spectrum:
     plan = _plan(ac.shape[1], fs_hz, n_bands)
     m = len(plan.window)
     parts = [scipy.fft.rfft(ac[:, s : s + m] * plan.window) for s in plan.starts]
-    power = sum(p.real**2 + p.imag**2 for p in parts) / np.float32(len(parts))
+    power = _squared(parts[0])
+    if len(parts) > 1:
+        power = sum((_squared(p) for p in parts[1:]), power) / np.float32(len(parts))
     total = power.sum(-1) + np.float32(_TINY)
     if plan.widths.size:
         sums = np.add.reduceat(power[:, : plan.edges[-1]], plan.edges[:-1], axis=-1)
@@ -513,6 +517,14 @@ def _spectrum(ac: F32, fs_hz: float, n_bands: int | None = None) -> _Spectrum:
         bands = np.zeros((len(ac), 0))
     lines = power[:, plan.lines].sum(-1) * plan.usable / total[:, None]
     return _Spectrum(bands, lines, power, fs_hz / m, total)
+
+
+def _squared(spectrum: NDArray[np.complex64]) -> F32:
+    """|z|², in place of z."""
+    v: F32 = spectrum.view(np.float32)
+    v *= v
+    power: F32 = v[..., ::2] + v[..., 1::2]
+    return power
 
 
 def _shape(bands: F64) -> F64:
@@ -526,7 +538,7 @@ def _distance(a: F64, b: F64) -> float:
     return float(np.sqrt(np.vdot(d, d) / d.size))
 
 
-def _octave_off(bands: F64, healthy: _Healthy) -> bool:
+def _octave_off(bands: F64, rms: F32, healthy: _Healthy) -> bool:
     """Whether the spectrum is the healthy one moved by an octave: samples at half or double the stated rate.
 
     Levels match where the rate is wrong, which tells it from a machine that runs twice as fast (louder).
@@ -534,9 +546,8 @@ def _octave_off(bands: F64, healthy: _Healthy) -> bool:
     k = bands.shape[1]
     if k < SHAPED + 3:
         return False
-    usual = float(healthy.spread.max())
-    here = _distance(bands, healthy.bands)
-    if here <= max(3.0, 2.5 * usual):
+    usual, here = healthy.most, _distance(bands, healthy.bands)
+    if here <= max(3.0, 2.5 * usual) or not 0.6 < np.sqrt(np.mean((rms / healthy.rms) ** 2)) < 1.7:
         return False
     there = min(
         _distance(bands, healthy.half),
@@ -552,8 +563,7 @@ def _swapped(bands: F64, healthy: _Healthy) -> tuple[int, ...] | None:
     if k < SHAPED or n > 8:
         return None
     cost = np.sqrt(((bands[:, None, :] - healthy.bands[None, :, :]) ** 2).mean(-1))
-    here = float(np.trace(cost)) / n
-    usual = float(healthy.spread.max())
+    here, usual = float(np.trace(cost)) / n, healthy.most
     if here <= max(1.5, 1.5 * usual):
         return None
     places = np.arange(n)

@@ -31,6 +31,11 @@ PACED, JITTER, OFF = 5, 0.25, 0.05
 PAUSE = 10.0
 #: Spacing, in a stream that ran evenly, from which the samples of one message are in doubt.
 DOUBT = 1.6
+#: Snapshots in a row too short for a window from which that is told; by then another rate would have shown itself.
+EMPTY = 6
+#: Messages without times whose receipts make a leg; how far a spacing within it, and a rate from leg to leg, may differ; and
+#: spacing from where the rate is a slower one.
+LEG, UNEVEN, ALIKE, SLOWER = 8, 2.5, 0.1, 1.5
 #: Chunks shorter than this may be equal by chance.
 LEAST_EQUAL = 32
 #: How much of a good window's mean goes into the offset that a step is told from.
@@ -56,6 +61,28 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Receipts:
+    """When messages without times came, in legs of `LEG` of them.
+
+    begun, t, n : receipt of the leg's first message and of the last one (s), samples of those before the last
+    spacings    : messages after the first; longest: the longest spacing over its message's duration
+    seq         : sequence number of the last; before: ratio of the leg before, 0 where it was uneven
+    steady      : whether a leg ever came as fast as fs_hz says; off: rate over fs_hz while it is a slower one, else 0
+    """
+
+    begun: float = 0.0
+    t: float = 0.0
+    n: int = 0
+    last: int = 0
+    spacings: int = 0
+    longest: float = 0.0
+    seq: int | None = None
+    before: float = 0.0
+    steady: bool = False
+    off: float = 0.0
+
+
+@dataclass(frozen=True)
 class Trouble:
     """What a sensor's data suffer from; a value that a restart goes on with.
 
@@ -66,6 +93,7 @@ class Trouble:
     mean    : (C,) offset of the windows without a step; former: the one before a step that lasted
     stepped : windows off it in a row, and their own offset
     tainted : whether the feature history holds a window that must not vote
+    windows : how many there were at the last gap; empty: gaps in a row with none between, though samples came
     content : checksum of the last chunk's samples
     """
 
@@ -80,8 +108,11 @@ class Trouble:
     stepped: int = 0
     level: tuple[float, ...] = ()
     tainted: bool = False
+    windows: int = 0
+    empty: int = 0
     content: int | None = None
     pace: Pace = field(default_factory=Pace)
+    receipts: Receipts | None = None
 
 
 def fields(trouble: Trouble) -> dict[str, Any] | None:
@@ -173,16 +204,18 @@ def _toward(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def keep_pace(
-    trouble: Trouble, spec: WindowSpec, chunk: Chunk
+    trouble: Trouble, spec: WindowSpec, chunk: Chunk, received: float
 ) -> tuple[Trouble, float | None, str | None]:
     """Hold a chunk's time against the samples before it: (next value, rate in Hz where it is wrong, doubt).
 
     doubt : reason for which windows of this chunk are not to be scored yet: in an even stream its time lies far off,
             and no lost message explains it.
+    Where chunks state no time their receipts are asked, more slowly: networks are not even.
     """
     pace, n = trouble.pace, chunk.samples.shape[1]
     if chunk.t is None:
-        return trouble, None, None
+        receipts = _receive(trouble.receipts, spec.fs_hz, chunk, received)
+        return replace(trouble, receipts=receipts), receipts.off * spec.fs_hz or None, None
     here = replace(pace, t=chunk.t, n=n, seq=chunk.seq)
     if pace.t is None:
         return replace(trouble, pace=here), None, None
@@ -208,6 +241,32 @@ def keep_pace(
     return trouble, None, None
 
 
+def _receive(was: Receipts | None, fs_hz: float, chunk: Chunk, received: float) -> Receipts:
+    """One more message without a time. A rate is a slower one where two even legs agree on it, after one at fs_hz; a faster
+    one is not told from a network that makes up for a stall."""
+    n = chunk.samples.shape[1]
+    if was is None:
+        return Receipts(begun=received, t=received, last=n, seq=chunk.seq)
+    spacing = (received - was.t) * fs_hz / was.last
+    lost = chunk.seq is not None and was.seq is not None and chunk.seq != (was.seq + 1) & 0xFFFFFFFF
+    if lost or not 0.0 <= spacing < PAUSE:
+        return Receipts(received, received, last=n, seq=chunk.seq, steady=was.steady, off=was.off)
+    r = replace(
+        was, t=received, n=was.n + was.last, last=n, spacings=was.spacings + 1, longest=max(was.longest, spacing), seq=chunk.seq
+    )
+    if r.spacings < LEG:
+        return r
+    ratio = (r.t - r.begun) * fs_hz / r.n
+    if r.longest > UNEVEN * ratio:
+        ratio = 0.0
+    steady, off = r.steady, r.off
+    if abs(ratio - 1.0) <= 2.0 * OFF:
+        steady, off = True, 0.0
+    elif steady and ratio and abs(ratio / r.before - 1.0 if r.before else 1.0) <= ALIKE and ratio > SLOWER:
+        off = 1.0 / ratio
+    return Receipts(r.t, r.t, last=n, seq=r.seq, before=ratio, steady=steady, off=off)
+
+
 def _ratio(steps: tuple[tuple[float, int], ...], fs_hz: float) -> float:
     """Seconds from message to message over the seconds that their samples take: 2 at half the rate."""
     return sum(t for t, _ in steps) * fs_hz / sum(n for _, n in steps)
@@ -228,6 +287,10 @@ def of_message(
         # Between snapshots nothing is missing; a sensor that sleeps for long is silent, not in trouble.
         told = chunk.seq is not None and before.next_seq is not None and chunk.seq != before.next_seq
         broken = bool(before.tail) or trouble.pace.steady or told
-        if broken and pushed.gap_s < max(PAUSE, PAUSE * spec.n_samples / spec.fs_hz):
+        short = broken and pushed.gap_s < max(PAUSE, PAUSE * spec.n_samples / spec.fs_hz)
+        # Snapshots of which not one gives a window are short of samples: nobody watches the machine.
+        empty = trouble.empty + 1 if before.tail and before.window_seq == trouble.windows else 0
+        if short or empty >= EMPTY:
             reasons = (*reasons, GAP)
+        trouble = replace(trouble, windows=before.window_seq, empty=empty)
     return replace(trouble, content=content), reasons

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent import bundle as bundles
-from edge_agent import commissioning, offline, pipeline, simulate
+from edge_agent import commissioning, offline, packing, pipeline, simulate
 from edge_agent.commissioning import ARMED, CANCELLED, IDLE, LEARNING, REFUSED, VERIFYING, Plan, Refused, Seen
 from edge_agent.signals import Chunk
 
@@ -395,7 +395,7 @@ def test_an_armed_state_is_small(generic) -> None:
 def test_a_state_of_before_still_loads(rms) -> None:
     """A stored state without commissioning, drift or regime loads as one that was never commissioned."""
     state, _ = windows(rms, pipeline.initial(rms), [1.0] * 8)
-    stored = msgspec.msgpack.decode(pipeline.dump(state))
+    stored = msgspec.msgpack.decode(packing.unpack(pipeline.dump(state)))
     for name in ("commissioning", "drift", "operating", "notices", "known"):
         del stored["state"][name]
     for name in ("reasons", "regime"):
