@@ -30,9 +30,9 @@ LEAD_S = 86400.0
 #: Rows in memory as Python objects at one time.
 _SLICE = 4096
 _CHOSEN = "sensor = ? AND ts >= ? AND ts <= ?"
-# NULL for most rows: each text would cost a microsecond.
+# NULL for most rows: each text would cost a microsecond. Empty for what was not scored.
 _KIND = (
-    "CASE WHEN quality = 'good' AND reasons IS NULL AND regime IS NULL THEN NULL"
+    "CASE WHEN ratio IS NULL THEN '' WHEN quality = 'good' AND reasons IS NULL AND regime IS NULL THEN NULL"
     " ELSE quality || char(31) || ifnull(reasons, '') || char(31) || ifnull(regime, '') END"
 )
 
@@ -162,14 +162,15 @@ def read(db: Database, sensor: str, since: str, until: str | None = None) -> Sco
     """The sensor's windows that vote; raises StoreError where their scores are there by the minute only."""
     _refuse_minutes(db, sensor, since)
     chosen, acting = (sensor, since, until or "~"), _acting(db, sensor)
-    windows = db.conn.execute(f"SELECT count(*) FROM scores WHERE {_CHOSEN}", chosen).fetchone()[0]
     limit = "threshold" if any(acts for _, acts in acting) else "NULL"
     rows = db.conn.execute(
-        f"SELECT id, ts, score, {limit}, {_KIND} FROM scores WHERE {_CHOSEN} AND ratio IS NOT NULL", chosen
+        f"SELECT id, ts, score, {limit}, {_KIND} FROM scores WHERE {_CHOSEN}", chosen
     )
-    kinds: dict[str | None, bool] = {}
+    kinds: dict[str | None, bool] = {"": False}
+    windows = 0
     parts: list[tuple[Any, Any, F64, F64]] = []
     while slice_ := rows.fetchmany(_SLICE):
+        windows += len(slice_)
         ids, ts, scored, limits, said = zip(*slice_, strict=True)
         kinds |= {kind: _votes(kind) for kind in set(said) - kinds.keys()}
         keep = np.array([kinds[kind] for kind in said], bool)
@@ -177,9 +178,9 @@ def read(db: Database, sensor: str, since: str, until: str | None = None) -> Sco
         values = (np.array(x, np.float64)[keep] for x in (scored, limits))
         parts.append((np.array(ids, np.int64)[keep], when[keep], *values))
     if not parts:
-        return Scores(np.zeros(0), np.zeros(0), np.zeros(0), windows=windows)
+        return Scores(np.zeros(0), np.zeros(0), np.zeros(0))
     number, when, score, threshold = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    # As they were judged, which is not the order of their times where a clock was set or a recording sent again.
+    # As they were judged, which is not the order of their times where a sensor's clock was set back.
     order = np.argsort(number)
     number, when, score, threshold = number[order], when[order], score[order], threshold[order]
     t = when.astype(np.int64) / 1000.0

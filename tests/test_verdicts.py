@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from agents import FS_HZ, LAYOUT, T0, Agent, N, rows, write_plant
 from conftest import Broker, Listener, needs_mosquitto
 from test_what_if import HOP, levels, plant, run
 
-from edge_agent import cli, queries
+from edge_agent import cli, queries, salvage
 from edge_agent.errors import RecordingError
 from edge_agent.recordings import Ask, open_recordings
 from edge_agent.recordings.capture import header_line, message_line
@@ -182,3 +183,24 @@ def test_staged_takes_verdicts_for_labels(judged: Path) -> None:
         staged.known(table, [Span("a", 0.0, 10.0, "normal")])
     with pytest.raises(ValueError, match="labels of a, b; expected those of one sensor"):
         staged.known(table, [Span(s, T0, T0 + 10.0, "normal") for s in "ab"])
+
+
+def test_verdicts_outlive_a_damaged_database(judged: Path, tmp_path: Path) -> None:
+    """What people said cannot be computed again: of a database that is set aside as damaged it is carried into the new one."""
+    path = tmp_path / "agent.db"
+    with sqlite3.connect(judged / "agent.db") as db:
+        db.execute("VACUUM INTO ?", (str(path),))
+    said = rows(path, 'SELECT id, alarm_id, sensor, verdict, "by", why, ts FROM verdicts ORDER BY id')
+    (root,), (size,) = (rows(path, sql)[0] for sql in (
+        "SELECT rootpage FROM sqlite_master WHERE name = 'scores'", "PRAGMA page_size",
+    ))  # fmt: skip
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(b"\xa5" * size)
+    begun = salvage.begin(path, "edge/t", T0)
+    assert begun.set_aside is not None
+    assert begun.store is not None
+    begun.store.close()
+    assert len(said) == 3
+    assert rows(path, 'SELECT id, alarm_id, sensor, verdict, "by", why, ts FROM verdicts ORDER BY id') == said
+    assert [row["verdict"] for row in queries.alarms(path)] == ["false", "true"]

@@ -178,10 +178,10 @@ def test_windows_of_an_unknown_regime_do_not_vote(tmp_path: Path) -> None:
 
 
 def test_rows_count_in_the_order_they_were_judged(tmp_path: Path) -> None:
-    """A recording sent twice, or a clock set back, leaves rows whose times overlap: the replay follows the run, not the times,
+    """A sensor's clock set back leaves rows whose times overlap: the replay follows the run, not the times,
     and no alarm ends before it began."""
     first = levels((20, 1.0), (6, 2.0), (14, 1.0))
-    again = levels((3, 1.0), (6, 2.0), (21, 1.0), now=T0 + 10.5 * HOP)
+    again = [message(40 + i, 2.0 if 8 <= i < 14 else 1.0, t0=T0 - 25.5 * HOP) for i in range(34)]
     pipe = plant(tmp_path)
     told = run(pipe, [*first, *again], tmp_path / "agent.db")
     assert [t.type for t in told] == ["new", "end"] * 2
