@@ -271,19 +271,26 @@ def _payload(rng: Random, seed: Seed, data: bytes) -> str | None:
         raise _Broken(f"decoded to {x.dtype} {x.shape}, or to samples that are not finite")
     if chunk.t is not None and not math.isfinite(chunk.t):
         raise _Broken(f"decoded to the time {chunk.t}")
-    if rng.random() < 0.05 and (chunk.fs_hz is None or float(chunk.fs_hz).is_integer() or layout.format != "wav"):
+    if rng.random() < 0.05 and _carried(chunk, layout):
         again = payloads.decode(payloads.encode(chunk, layout), layout).samples
         if again.shape != x.shape:
             raise _Broken(f"encoded and decoded again it is {again.shape}, was {x.shape}")
     return None
 
 
+def _carried(chunk: Chunk, layout: PayloadLayout) -> bool:
+    """Whether the format can state the chunk's rate: a WAV file says whole Hz, and bytes a second, in 32 bits."""
+    return layout.format != "wav" or (float(chunk.fs_hz or 0.0).is_integer() and 4 * layout.n_channels * (chunk.fs_hz or 0.0) < 2**32)
+
+
 def _command(rng: Random, _seed: Seed, data: bytes) -> str | None:
     try:
-        commands.parse(rng.choice((*commands.NAMES, "explode")), data)
+        command = commands.parse(rng.choice((*commands.NAMES, "explode")), data)
+        commands.result(command.request_id, True, "done")
     except commands.Unusable as error:
         if not str(error):
             raise _Broken("a refused command without words") from error
+        commands.result(error.request_id, False, str(error))
         return "unusable"
     return None
 
@@ -315,7 +322,9 @@ def _config(rng: Random, _seed: Seed, data: bytes) -> str | None:
     text = data.decode("utf-8", "replace")
     env = None if rng.random() < 0.1 else {"SECRET": SECRET, "PORT": "1884", "CREDENTIALS_DIRECTORY": "/run/credentials/x"}
     try:
-        made = config.parse(text, Path("/etc/edge-agent/config.yaml"), env, read_file, rng.choice(("pi-07.local", "Pi", "...")))
+        made = config.parse(
+            text, Path("/etc/edge-agent/config.yaml"), env, read_file, rng.choice(("pi-07.local", "Pi", "...")), secrets=rng.random() < 0.8
+        )
     except ConfigError as error:
         if not error.problems or not all(p.where and p.value and p.expected for p in error.problems):
             raise _Broken("a ConfigError without words") from error
@@ -558,6 +567,7 @@ def unencodable() -> list[str]:
         *((Chunk(broken, fs_hz=1000.0, t=1.0, seq=1), PayloadLayout(f, 1)) for f in payloads.formats() if f not in ("f32le", "wav")),
         (Chunk(fine.samples), PayloadLayout("wav", 1)),
         (Chunk(fine.samples, fs_hz=0.5), PayloadLayout("wav", 1)),
+        (Chunk(fine.samples, fs_hz=2e9), PayloadLayout("wav", 1)),
         (Chunk(fine.samples), PayloadLayout("f32le", 1, "ts_seq")),
         (Chunk(np.ones((2, 4), np.float32)), PayloadLayout("record_json", 2)),
         (fine, PayloadLayout("i16le", 1, "ts")),

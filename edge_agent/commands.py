@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +13,8 @@ import msgspec
 from edge_agent.alarms import COMMANDS
 from edge_agent.signals import parse_time
 
+#: Longer than any machine stands; a whole number of any size fits in JSON.
+MAX_FOR_S = 1e12
 NAMES = (*COMMANDS, "commission", "verdict", "reload", "resend")
 
 
@@ -58,23 +59,25 @@ def parse(name: str, payload: bytes) -> Command:
     request_id = fields.get("request_id")
     if isinstance(request_id, bool) or not isinstance(request_id, (str, int, type(None))):
         raise Unusable(f"request_id is a {type(request_id).__name__}; expected text or a whole number")
+    if isinstance(request_id, int) and not abs(request_id) < 2**63:
+        raise Unusable("request_id has more than 63 bits, which no answer can carry; expected text or a smaller number")
     if name not in NAMES:
         raise Unusable(f"unknown command {name!r}; known: {', '.join(NAMES)}", request_id)
     for key in ("sensor", "by", "why", "event_id", "alarm_id", "action"):
         if not isinstance(fields.get(key), (str, type(None))):
-            raise Unusable(f"{key} is {fields[key]!r}; expected text", request_id)
+            raise Unusable(f"{key} is {str(fields[key])[:60]}; expected text", request_id)
         if len(fields.get(key) or "") > 1000:
             raise Unusable(f"{key} has {len(fields[key])} characters; expected at most 1000", request_id)
     for_s = fields.get("for_s")
     if for_s is not None and (
-        isinstance(for_s, bool) or not isinstance(for_s, (int, float)) or not math.isfinite(for_s)
+        isinstance(for_s, bool) or not isinstance(for_s, (int, float)) or not abs(for_s) < MAX_FOR_S
     ):
-        raise Unusable(f"for_s is {for_s!r}; expected seconds", request_id)
+        raise Unusable(f"for_s is {str(for_s)[:60]}; expected seconds", request_id)
     windows = fields.get("windows")
     if windows is not None and (isinstance(windows, bool) or not isinstance(windows, int) or not 0 < windows < 10**9):
-        raise Unusable(f"windows is {windows!r}; expected a whole number above 0", request_id)
+        raise Unusable(f"windows is {str(windows)[:60]}; expected a whole number above 0", request_id)
     if not isinstance(fields.get("healthy"), (bool, type(None))):
-        raise Unusable(f"healthy is {fields['healthy']!r}; expected true or false", request_id)
+        raise Unusable(f"healthy is {str(fields['healthy'])[:60]}; expected true or false", request_id)
     since = fields.get("since")
     try:
         since_t = None if since is None else parse_time(since)

@@ -38,7 +38,7 @@ _REFERENCES = "${env:NAME}, ${file:PATH} or ${cred:NAME}"
 #: The largest message MQTT can carry.
 MAX_MQTT_BYTES = 268_435_455
 #: Values of a file, aliases counted where they are used: ten lines of them can stand for more than memory holds.
-MAX_NODES = 200_000
+MAX_NODES = 50_000
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,8 @@ _ALTERNATIVES = (
 def load(path: Path, *, secrets: bool = True) -> Config:
     """Read and parse the file; raises ConfigError with every mistake.
 
-    secrets : False leaves `${env:X}` and its like as they stand, for commands that never connect
+    secrets : False reads `${env:X}` and its like as absent, but for keys that must be there (the database, a topic):
+              for commands that never connect
     """
     try:
         text = path.read_text("utf-8")
@@ -377,7 +378,7 @@ def load(path: Path, *, secrets: bool = True) -> Config:
             str(path), [Problem("file", error.strerror or "unreadable", "a YAML file")]
         ) from None
     return parse(
-        text, path, os.environ if secrets else None, lambda p: p.read_text("utf-8"), socket.gethostname()
+        text, path, os.environ, lambda p: p.read_text("utf-8"), socket.gethostname(), secrets=secrets
     )
 
 
@@ -387,15 +388,18 @@ def parse(
     env: Mapping[str, str] | None,
     read_file: Callable[[Path], str],
     hostname: str = "agent",
+    *,
+    secrets: bool = True,
 ) -> Config:
     """The configuration in `text`; raises one ConfigError with every mistake.
 
     path      : where the text stands; relative paths resolve from its folder
-    env       : for `${env:X}`; None leaves references to secrets as they stand
+    env       : for `${env:X}`; None is none, and no secrets
     read_file : for `${file:X}` and `${cred:X}`; its errors (OSError, UnicodeDecodeError) become mistakes
     hostname  : the default of agent.id, made an id
+    secrets   : as in `load`
     """
-    parser = _Parser(path, env, read_file)
+    parser = _Parser(path, env, read_file, secrets and env is not None)
     tree = parser.tree(text)
     parser.stop_if_wrong()
     config = parser.config(tree, hostname, hashlib.sha256(text.encode()).hexdigest())
@@ -407,8 +411,12 @@ def parse(
 class _Parser:
     """Collects mistakes while it reads."""
 
-    def __init__(self, path: Path, env: Mapping[str, str] | None, read_file: Callable[[Path], str]) -> None:
-        self.path, self.env, self.read_file = path, env, read_file
+    def __init__(
+        self, path: Path, env: Mapping[str, str] | None, read_file: Callable[[Path], str], secrets: bool
+    ) -> None:
+        self.path, self.env, self.read_file, self.secrets = path, env, read_file, secrets
+        self._said: set[Problem] = set()
+        self._once: set[int] = set()
         self.problems: list[Problem] = []
         self._nodes = 0
         self.readable: tuple[SensorConfig, ...] = ()
@@ -419,7 +427,8 @@ class _Parser:
 
     def wrong(self, where: str, value: Any, expected: str) -> None:
         problem = Problem(where, _shown(where, value), expected)
-        if problem not in self.problems:
+        if problem not in self._said:
+            self._said.add(problem)
             self.problems.append(problem)
 
     # -- YAML -> plain values ------------------------------------------------------------------------
@@ -456,15 +465,15 @@ class _Parser:
         return tree
 
     def _plain(self, node: Any, where: str, above: tuple[int, ...]) -> Any:
-        if id(node) in above:
-            self.wrong(
-                where, "an alias of something that contains it", "values that do not contain themselves"
-            )
-            return None
         self._nodes += 1
         if self._nodes > MAX_NODES:
             if self._nodes == MAX_NODES + 1:
                 self.wrong("file", "aliases that multiply", f"at most {MAX_NODES} values, aliases counted where they are used")
+            return None
+        if id(node) in above:
+            if id(node) not in self._once:  # however often it is used
+                self._once.add(id(node))
+                self.wrong(where, "an alias of something that contains it", "values that do not contain themselves")
             return None
         if isinstance(node, yaml.ScalarNode):
             self._characters(where or "file", node.value)
@@ -521,8 +530,8 @@ class _Parser:
             base,
             top.get("mqtt.require_subscriber", False),
         )
-        # Without the environment a reference reads as nothing.
-        if mqtt.password is not None and mqtt.username is None and self.env is not None:
+        # Without secrets a reference reads as nothing.
+        if mqtt.password is not None and mqtt.username is None and self.secrets:
             self.wrong("mqtt.username", None, "a name to go with mqtt.password")
         sensors = self.sensors(tree, base)
         key = top.get("bundles.public_key")
@@ -733,12 +742,12 @@ class _Parser:
             )
             dotted = f"{here}.{name}" if here else name
             hidden = dotted.startswith("mqtt.") or isinstance(inner, (dict, list))
-            self.wrong(dotted, _UNKNOWN if hidden else _Unknown(inner), expected)
+            self.wrong(dotted or "''", _UNKNOWN if hidden else _Unknown(inner), expected)
 
     def _value(self, key: Key, value: Any, where: str) -> Any:
         meant = value
         if isinstance(value, str) and "${" in value and not key.literal:
-            if self.env is None:
+            if not self.secrets and key.required is None:
                 return key.default
             try:
                 meant = _REFERENCE.sub(self._secret, value)

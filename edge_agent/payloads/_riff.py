@@ -110,6 +110,8 @@ def build(x: F32, fs_hz: float) -> bytes:
     if fs_hz != int(fs_hz) or not 1 <= fs_hz < 2**32:
         raise ValueError(f"fs is {fs_hz} Hz; a WAV file carries whole numbers of Hz only")
     n_channels, n = x.shape
+    if fs_hz * 4 * n_channels >= 2**32:
+        raise ValueError(f"{n_channels} channels at {fs_hz:g} Hz are more bytes a second than a WAV file can state (2^32)")
     data = np.ascontiguousarray(x.T, dtype="<f4").tobytes()
     fs, align = int(fs_hz), 4 * n_channels
     fmt = struct.pack("<HHIIHHH", _FLOAT, n_channels, fs, fs * align, align, 32, 0)
