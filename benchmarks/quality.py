@@ -1,6 +1,7 @@
 """`make quality`: faults of sensors and lines put into real recordings; each must be named, raise no machine alarm, and pass.
 
     recording ─► messages ─ the middle third ─► fault ─► payload bytes ─► pipeline ─► rows, quality alarm, machine alarm
+    recording as it is, healthy or faulty ─► windows ─► quality.inspect ─► nothing withheld
 
 The pipeline is the agent's own in event time. Where a fault strikes, how large and how often it is, is drawn at run time.
 """
@@ -24,7 +25,8 @@ import numpy as np
 from benchmarks import _data
 from benchmarks._report import say, write_section
 from edge_agent import bundle as bundles
-from edge_agent import offline, payloads, pipeline, quality, thresholds
+from edge_agent import offline, payloads, pipeline, quality, thresholds, trouble
+from edge_agent.alarms import Alarm
 from edge_agent.bundle import Manifest, Quantization, Residual
 from edge_agent.features import Context, Family, FeatureSet, FeatureSpec
 from edge_agent.payloads import PayloadLayout
@@ -396,15 +398,112 @@ def streams(folder: Path, data: Path) -> list[Stream]:
     both = np.stack([whole, other])
     pair = ready_for(folder / "cwru2", both.reshape(2, -1, n).transpose(1, 0, 2).copy(), 48000.0, n)
     out.append(Stream("CWRU normal, 2 channels, RMS", pair, np.tile(both, 2), n // 2))
-    clips = []
-    for path in sorted((data / "sound" / "fan" / "normal").glob("*.wav")):
-        with wave.open(str(path)) as file:
-            clips.append(np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768.0)
+    clips = _clips(data / "sound" / "fan" / "normal")
     sound = _sends(offline.pipeline_for(bundles.load(_data.ROOT / "models" / "sound-weak-ae")))
     m = sound.window.n_samples
     fan = np.concatenate([c[:m] for c in clips if len(c) >= m])
     out.append(Stream("MIMII fan, weakly supervised autoencoder", sound, fan[None], 16000))
     return out
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """Windows (k, C, n) of recordings as they are, and the healthy ones that the profile is of. kind: healthy, faulty or off."""
+
+    name: str
+    kind: str
+    fs_hz: float
+    learnt: F32
+    windows: F32
+
+
+def untouched(data: Path) -> list[Untouched]:
+    """Whole recordings; the profile is of ten windows of the healthy one."""
+    out = []
+    with np.load(data / "ims_set2.npz", allow_pickle=False) as z:
+        ims = (z["x_milli"] / np.float32(1000.0)).transpose(0, 2, 1)
+    for name, c in (("IMS bearing 1", [0]), ("IMS bearing 2", [1]), ("IMS bearing 3", [2]), ("IMS bearing 4", [3]), ("IMS, 4 channels", [0, 1, 2, 3])):
+        x, few = ims[:, c], ims[:200:20, c]
+        out += [
+            Untouched(f"{name}, files 0 to 499", "healthy", 20000.0, few, x[:500]),
+            Untouched(f"{name}, files 500 to 981", "faulty", 20000.0, few, x[500:982]),
+            Untouched(f"{name}, after shutdown", "off", 20000.0, few, x[982:]),
+        ]
+    with np.load(data / "cwru.npz", allow_pickle=False) as z:
+        for name, normal, faults, fs, n in (
+            ("CWRU 48 kHz", "normal48k/normal_0/DE", "DE48k", 48000.0, 8192),
+            ("CWRU 12 kHz", "normal12k_decimated/normal_0/DE", "DE12k", 12000.0, 2048),
+        ):
+            x = _cut(z[normal], n)
+            out.append(Untouched(f"{name}, normal", "healthy", fs, x[:10], x))
+            out += [Untouched(f"{name}, {k.split('/')[1]}", "faulty", fs, x[:10], _cut(z[k], n)) for k in z.files if k.startswith(faults)]
+    if (data / "hit_sm.npz").exists():
+        with np.load(data / "hit_sm.npz", allow_pickle=False) as z:
+            fs = float(z["fs"])
+            for speed in ("600", "900"):
+                x = _cut(z[f"mfs/Normal_{speed}"], 8192)
+                out.append(Untouched(f"HIT-SM {speed}, normal", "healthy", fs, x[:10], x))
+                names = sorted(k for k in z.files if k.endswith(speed) and "Normal" not in k)
+                out += [Untouched(f"HIT-SM {speed}, {k[4:]}", "faulty", fs, x[:10], _cut(z[k], 8192)) for k in names]
+    for name, normal, anomaly in (("MIMII fan", "fan/normal", "fan/anomaly"), ("DCASE slider", "slider/normal", None)):
+        if (data / "sound" / normal).exists():
+            x = np.concatenate([_cut(c, 160000) for c in _clips(data / "sound" / normal)])
+            out.append(Untouched(f"{name}, normal", "healthy", 16000.0, x[:: max(1, len(x) // 10)][:10], x))
+            if anomaly is not None:
+                bad = np.concatenate([_cut(c, 160000) for c in _clips(data / "sound" / anomaly)])
+                out.append(Untouched(f"{name}, anomalous", "faulty", 16000.0, x[:: max(1, len(x) // 10)][:10], bad))
+    return out
+
+
+def _clips(folder: Path) -> list[F32]:
+    out = []
+    for path in sorted(folder.glob("*.wav")):
+        with wave.open(str(path)) as file:
+            out.append(np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768.0)
+    return out
+
+
+def _cut(x: Any, n: int) -> F32:
+    """(N,) -> (k, 1, n)."""
+    x = np.asarray(x, np.float32)
+    return x[: len(x) // n * n].reshape(-1, 1, n)
+
+
+def look(whole: Untouched) -> dict[str, Any]:
+    """What is said of each window: nothing healthy or faulty may be withheld, nothing healthy have a quality alarm."""
+    known = quality.Profile.of(whole.learnt, whole.fs_hz)
+    state, verdicts, alarms = trouble.Trouble(), [], 0
+    for i, window in enumerate(whole.windows):
+        window = np.ascontiguousarray(window)
+        verdict = quality.inspect(window, whole.fs_hz, known, trouble.offset(state, window))
+        state = trouble.settle(state, verdict)
+        state, told = trouble.note(state, verdict.reasons, T0 + i, Alarm(), "quality")
+        alarms += told is not None and state.episode is not None
+        verdicts.append(verdict)
+    withheld = sum(not quality.votes(v.quality, v.reasons) for v in verdicts)
+    lost = sum(v.reasons == (quality.SIGNAL_LOST,) for v in verdicts)
+    ok = lost == len(verdicts) if whole.kind == "off" else withheld == 0 and (alarms == 0 or whole.kind != "healthy")
+    return {
+        "recording": whole.name, "kind": whole.kind, "windows": len(verdicts), "no_vote": withheld, "quality_alarms": alarms,
+        "reasons": dict(Counter(r for v in verdicts for r in v.reasons)), "ok": bool(ok),
+    }  # fmt: skip
+
+
+def as_they_are(rows: list[dict[str, Any]]) -> str:
+    """The section of docs/quality.md."""
+    lines = ["| recordings as they are | windows | without a vote | quality alarms | reasons |", "|---|---|---|---|---|"]
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in rows:
+        # The many faults of one rig are one row.
+        name = f"{r['recording'].split(',')[0]}, faults" if r["recording"].startswith(("CWRU", "HIT")) and r["kind"] == "faulty" else r["recording"]
+        old = merged.setdefault((name, r["kind"]), {"windows": 0, "no_vote": 0, "quality_alarms": 0, "reasons": {}, "ok": True})
+        counts = {k: old[k] + r[k] for k in ("windows", "no_vote", "quality_alarms")}
+        reasons = dict(Counter(old["reasons"]) + Counter(r["reasons"]))
+        merged[name, r["kind"]] = {"recording": name, **counts, "reasons": reasons, "ok": old["ok"] and r["ok"]}
+    for r in merged.values():
+        found = ", ".join(f"{k} {v}" for k, v in r["reasons"].items()) or "none"
+        lines.append(f"| {r['recording']} | {r['windows']} | {r['no_vote']} | {r['quality_alarms']} | {found}{'' if r['ok'] else ' **(not wanted)**'} |")
+    return "\n".join([f"{sum(r['ok'] for r in rows)} of {len(rows)} recordings as wanted.", "", *lines])
 
 
 def markdown(rows: list[dict[str, Any]], seed: int) -> str:
@@ -454,10 +553,15 @@ def main(argv: list[str] | None = None) -> int:
                     f"{'ok  ' if r['ok'] else 'MISS'} {r['recording'][:30]:30s} {r['fault']:30s} {r['verdict'] or '-':18s} "
                     f"events {r['machine_events']} resumes {r['resumes']} {r['counts']}"
                 )
+    whole = [look(w) for w in untouched(data) if a.only in w.name]
+    for r in whole:
+        say(f"{'ok  ' if r['ok'] else 'MISS'} {r['recording']:40s} {r['windows']:5d} windows, {r['no_vote']} without a vote, {r['reasons']}")
     if a.write:
         write_section(NAME, markdown(rows, seed), PAGE)
+        write_section("untouched", as_they_are(whole), PAGE)
     verdicts = [{k: v for k, v in r.items() if k != "counts"} for r in rows]
-    return _data.finish(NAME, all(r["ok"] for r in rows if r["judged"]), seed=seed, verdicts=verdicts)
+    ok = all(r["ok"] for r in rows if r["judged"]) and all(r["ok"] for r in whole)
+    return _data.finish(NAME, ok, seed=seed, verdicts=verdicts, untouched=whole)
 
 
 if __name__ == "__main__":

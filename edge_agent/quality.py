@@ -222,6 +222,11 @@ def inspect(x: F32, fs_hz: float, profile: Profile | None = None, mean: tuple[fl
         clean, found = _without_spikes(clean, high, healthy)
         if found:
             reasons.append(SPIKES)
+            # They lean on the mean as well.
+            leant = clean @ ones / n
+            clean = clean - leant[:, None]
+            offset = offset + leant
+            now = tuple(offset.tolist())
             peak = np.abs(clean).max(-1)
             rms = np.sqrt(np.einsum("ij,ij->i", clean, clean) / n)
     if SPIKES not in reasons:
@@ -363,7 +368,7 @@ def _without_spikes(ac: F32, high: NDArray[np.bool_], healthy: _Healthy | None) 
             continue
         if not any_found:
             out, any_found = ac.copy(), True
-        out[c] = mended - mended.mean()
+        out[c] = mended
     return out, any_found
 
 

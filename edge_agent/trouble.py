@@ -40,6 +40,8 @@ LEG, UNEVEN, ALIKE, SLOWER = 8, 2.5, 0.1, 1.5
 LEAST_EQUAL = 32
 #: How much of a good window's mean goes into the offset that a step is told from.
 FOLLOW = 0.05
+#: What leaves the offset unknown.
+UNKNOWN_OFFSET = frozenset({quality.CLIPPING, quality.SWAPPED})
 #: Windows in a row after which an offset that has stepped is the sensor's own, as after it was mounted anew.
 ADOPT = 60
 
@@ -181,7 +183,7 @@ def _apart(a: Sequence[float], b: Sequence[float]) -> float:
 def settle(trouble: Trouble, verdict: Verdict) -> Trouble:
     """Follow the offset of a window that had no trouble with it; the first there is begins it. One that stays off
     becomes the sensor's own after `ADOPT` windows; where it goes back, that is no step."""
-    if not verdict.mean or verdict.quality == quality.BAD:
+    if not verdict.mean or verdict.quality == quality.BAD or UNKNOWN_OFFSET.intersection(verdict.reasons):
         return trouble
     if len(trouble.mean) != len(verdict.mean):
         return replace(trouble, mean=verdict.mean, former=(), stepped=0, level=())

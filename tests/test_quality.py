@@ -171,6 +171,7 @@ def test_what_can_be_undone_is_undone() -> None:
         verdict = quality.inspect(change(x), FS, profile(), (0.0,))
         assert verdict.repaired is not None
         assert float((verdict.repaired - x).std()) < most
+        assert abs(float((verdict.repaired - x).mean())) < most
 
 
 def test_without_a_profile_the_absolute_checks_go_on() -> None:
@@ -461,6 +462,33 @@ def test_a_sensor_far_below_the_bundles_level_can_be_commissioned(rms: Pipeline)
     last = chunks(np.float32(0.0004) * noise(3 * 256, 8), first=400)
     _, rows, _, _ = send(ready, last, state)
     assert {m.reasons for m in rows} == {("low_level",)}
+
+
+def test_nothing_bad_or_suspect_is_learnt_and_a_baseline_full_of_it_is_refused(rms: Pipeline) -> None:
+    """Flipped bits in every tenth window: those are not learnt from. In every third, or dead ones: refused with the reason."""
+    ready = replace(rms, threshold=replace(rms.threshold, value=50.0))
+    for every, change, learnt in ((10, _flipped, True), (3, _flipped, False), (3, np.zeros_like, False)):
+        x = noise(60 * 256, 5)
+        for i in range(5, 60, every):
+            x[:, i * 256 : (i + 1) * 256] = change(x[:, i * 256 : (i + 1) * 256])
+        state, _ = pipeline.commission(ready, pipeline.initial(ready), "start", T0)
+        state, rows, _, _ = send(ready, chunks(x), state)
+        marked = sum(m.quality != GOOD for m in rows)
+        assert marked == len(range(5, 60, every))
+        if learnt:
+            assert (state.commissioning.phase, state.commissioning.progress.bad) == ("learning", marked)
+            assert state.profiles.n <= 60 - marked
+            assert state.profiles.going is not None
+            assert state.profiles.going.peak[0] < 6.0
+        else:
+            assert state.commissioning.phase == "refused"
+            assert "quality fault" in state.commissioning.reason
+
+
+def _flipped(x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    out[:, 20::60] += np.float32(40.0)
+    return out
 
 
 @needs_mosquitto
