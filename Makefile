@@ -16,7 +16,7 @@ BUNDLES := bearing-lstm-ae generic-vibration demo-lstm-ae demo-deep-svdd demo-va
 .PHONY: help demo test check bench budget bytes chaos commission fuzz ims models quality results soak sound what-if
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
 
 demo: $(VENV)/.installed-demo  ## a broker, a simulated machine, the agent: from start to an alarm in a minute
 	@$(BIN)/edge-agent demo
@@ -70,7 +70,7 @@ models: $(VENV)/.installed-all  ## train every bundle under models/ anew from it
 	  echo "== $$name" >&2; $(BIN)/edge-trainer fit trainer/recipes/$$name.yaml --out models/$$name; done
 
 # Packages. RELEASES="12 13" ARCHES="amd64 arm64" say which; DEB_CACHE=DIR where downloads are kept (~/.cache/edge-agent-debs).
-.PHONY: deb deb-test
+.PHONY: arm64 deb deb-test install-test oldest
 RELEASES ?= 12 13
 ARCHES   ?= amd64 arm64
 
@@ -79,6 +79,15 @@ deb:  ## a .deb for each Debian release and architecture, into out/deb (root, de
 
 deb-test: $(VENV)/.installed-all  ## install, run, upgrade, remove and purge these in fresh Debian systems
 	@$(BIN)/python -m benchmarks.deb --write --releases "$(RELEASES)" --arches "$(ARCHES)"
+
+install-test: $(VENV)/.installed-all  ## the same with deploy/install.sh
+	@$(BIN)/python -m benchmarks.deb --script --releases "$(RELEASES)" --arches amd64
+
+arm64: $(VENV)/.installed-all  ## core tests, golden windows and a live run on aarch64 in emulation, scores beside this machine's (root)
+	@$(BIN)/python -m benchmarks.elsewhere arm64 --write
+
+oldest: $(VENV)/.installed-all  ## the same under the lowest Python that setup.cfg names
+	@$(BIN)/python -m benchmarks.elsewhere oldest --write
 
 # The demo needs no TensorFlow: it installs what a device has, and the broker written in Python.
 $(VENV)/.installed-demo: setup.cfg pyproject.toml | $(BIN)/python

@@ -106,9 +106,9 @@ class Heard:
 
 
 @contextmanager
-def service(root: Root, env: Mapping[str, str] | None = None) -> Iterator[tuple[Heard, subprocess.Popen[str], socket.socket]]:
+def service(root: Root, unit_path: str) -> Iterator[tuple[Heard, subprocess.Popen[str], socket.socket]]:
     """The unit's ExecStart line inside, as its User= with its Environment= and watchdog; ended by SIGTERM."""
-    unit = root.inside(UNIT).read_text()
+    unit = root.inside(unit_path).read_text()
     user, group = unit_values(unit, "User")[0], unit_values(unit, "Group")[0]
     folder, umask = unit_values(unit, "WorkingDirectory")[0], unit_values(unit, "UMask")[0]
     path = root.inside("/run/notify")
@@ -118,7 +118,7 @@ def service(root: Root, env: Mapping[str, str] | None = None) -> Iterator[tuple[
         manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         manager.settimeout(0.2)
         own = dict(word.split("=", 1) for line in unit_values(unit, "Environment") for word in shlex.split(line))
-        own |= {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": str(int(unit_values(unit, "WatchdogSec")[0]) * 10**6), **(env or {})}
+        own |= {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": str(int(unit_values(unit, "WatchdogSec")[0]) * 10**6)}
         line = f"umask {umask} && cd {folder} && exec {unit_values(unit, 'ExecStart')[0]}"
         drop = ["setpriv", f"--reuid={user}", f"--regid={group}", "--init-groups", "--no-new-privs", "--bounding-set=-all"]
         environment = ["env", "-i", "PATH=/usr/bin:/bin", "LANG=C.UTF-8", *(f"{k}={v}" for k, v in own.items())]
@@ -163,12 +163,12 @@ def rows(root: Root) -> int:
         return int(db.execute("SELECT count(*) FROM scores WHERE score IS NOT NULL").fetchone()[0])
 
 
-def run_service(root: Root, patience_s: float, watchdogs: int = 3) -> dict[str, Any]:
+def run_service(root: Root, patience_s: float, watchdogs: int = 3, unit: str = UNIT) -> dict[str, Any]:
     """Start it, send 20 s of a machine through the broker with the installed program, stop it; what was seen."""
     before, begin = rows(root), time.monotonic()
     agent = ["edge-agent", "replay", "/tmp/machine.npz", "-c", CONFIG, "--sensor", "demo", "--speed", "max"]
     result: dict[str, Any] = {"ready_s": None}
-    with service(root) as (heard, process, manager):
+    with service(root, unit) as (heard, process, manager):
         replay: subprocess.Popen[str] | None = None
         deadline = begin + patience_s
         while time.monotonic() < deadline and process.poll() is None:
@@ -323,6 +323,45 @@ class Trial:
         self.expect(not left, "purge without data leaves nothing at all", left or None)
 
 
+class ScriptTrial(Trial):
+    """deploy/install.sh from a copy of the repository, in a system that has Python and systemd."""
+
+    def __init__(self, root: Root, port: int, folder: Path) -> None:
+        super().__init__(root, build.ROOT / "deploy/install.sh", port, folder)
+
+    def run(self) -> None:
+        """Install, run, configure, install again, run, uninstall."""
+        root, unit = self.root, "/etc/systemd/system/edge-agent.service"
+        root.inside("/tmp/src").mkdir()
+        for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "edge_agent", "trainer", "models", "deploy"):
+            source = build.ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, root.inside(f"/tmp/src/{name}"), ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, root.inside(f"/tmp/src/{name}"))
+        before = listing(root)
+        done = root.run("sh", "/tmp/src/deploy/install.sh")
+        self.expect("installed. Now describe" in done.stdout, "installed", done.stdout.splitlines()[-4])
+        checked = root.run("edge-agent", "check", "-c", CONFIG, check=False)
+        self.expect(checked.returncode == 0, "its sample configuration is well", (checked.stdout + checked.stderr).strip())
+        verify = root.run("systemd-analyze", "verify", "--man=no", unit, check=False)
+        told = [line for line in (verify.stdout + verify.stderr).splitlines() if "edge-agent" in line]
+        self.expect(verify.returncode == 0 and not told, "systemd-analyze verify", told or "no complaint")
+        text = self.configure()
+        first = run_service(root, self.patience_s, unit=unit)
+        self.serves("before", first)
+        done = root.run("sh", "/tmp/src/deploy/install.sh")
+        same = root.inside(CONFIG).read_bytes() == text and rows(root) == first["rows"]
+        self.expect(same and "upgraded" in done.stdout, "run again it upgrades; configuration and scores are as they were", done.stdout.splitlines()[-1])
+        self.serves("after", run_service(root, self.patience_s, unit=unit))
+        root.run("sh", "/tmp/src/deploy/install.sh", "--uninstall")
+        users = {"etc/passwd", "etc/group", "etc/shadow", "etc/gshadow", "etc/subuid", "etc/subgid", "etc/edge-agent"}
+        # What apt-get brought along for it and pip keeps are not its own.
+        left = [p for p in differences(before, listing(root)) if not _data(p) and p not in users and not p.startswith("etc/edge-agent/")]
+        mine = [p for p in left if "edge" in p]
+        self.expect(not mine and rows(root) > first["rows"], "uninstalled it leaves configuration, user and data only", mine or None)
+
+
 def _data(path: str) -> bool:
     return path == STATE[1:] or path.startswith(f"{STATE[1:]}/")
 
@@ -342,6 +381,19 @@ def trial(target: Target, package: Path) -> Trial:
         roots.fresh(target, dependencies(package, target)) as root,
     ):
         tried = Trial(root, package, port, Path(name))
+        tried.run()
+        return tried
+
+
+def trial_of_script(target: Target) -> Trial:
+    """Run the install script in a system that has the packages of a plain server."""
+    say(f"{target}: deploy/install.sh")
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-deb-") as name,
+        _agent.broker(Path(name)) as port,
+        roots.fresh(target, [f"python{target.python}", f"python{target.python}-venv", "python3", "systemd", "libstdc++6"]) as root,
+    ):
+        tried = ScriptTrial(root, port, Path(name))
         tried.run()
         return tried
 
@@ -367,12 +419,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--releases", default="12,13")
     parser.add_argument("--arches", default="amd64,arm64")
     parser.add_argument("--packages", type=Path, default=build.OUT, help="where `make deb` put them")
+    parser.add_argument("--script", action="store_true", help="deploy/install.sh instead of the packages")
     parser.add_argument("--write", action="store_true", help="put the table into docs/install.md, where nothing was left out")
     args = parser.parse_args(argv)
     seen, wrong, left_out = [], [], {}
     for target in build.targets(args.releases, args.arches):
         try:
             roots.possible(target)
+            if args.script:
+                tried = trial_of_script(target)
+                seen.append(tried.seen)
+                wrong += tried.wrong
+                continue
             found = sorted(args.packages.glob(f"edge-agent_*+deb{target.release}_{target.arch}.deb"), key=lambda p: p.stat().st_mtime)
             if not found:
                 raise UnreachableError(f"no package in {args.packages}: make deb")
@@ -386,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not seen:
         print(json.dumps({"name": NAME, "ok": False, "skipped": left_out}))
         return 77
-    if args.write and not wrong and not left_out:
+    if args.write and not args.script and not wrong and not left_out:
         write_section(NAME, table(seen), PAGE)
     print(json.dumps({"name": NAME, "ok": not wrong and not left_out, "wrong": wrong, "left_out": left_out, "tried": seen}))
     return 0 if not wrong and not left_out else 1

@@ -17,6 +17,7 @@ python=${PYTHON:-python3}
 config=/etc/edge-agent
 state=/var/lib/edge-agent
 unit=/etc/systemd/system/edge-agent.service
+completion=/usr/local/share/bash-completion/completions/edge-agent
 here=$(cd "$(dirname "$0")/.." && pwd)
 
 say() { echo "edge-agent: $*"; }
@@ -29,7 +30,8 @@ systemd_runs() { [ -d /run/systemd/system ]; }
 case "${1:-}" in
 --uninstall)
     if systemd_runs; then systemctl disable --now edge-agent.service 2>/dev/null || say "was not enabled"; fi
-    rm -f "$unit" /usr/local/bin/edge-agent
+    rm -f "$unit" "$completion" /usr/local/bin/edge-agent
+    rmdir "${completion%/*}" "${completion%/completions/*}" 2>/dev/null || true
     rm -rf "${prefix:?}"
     if systemd_runs; then systemctl daemon-reload; fi
     say "removed; $config and $state are kept (delete them by hand: rm -r $config $state; deluser edge-agent)"
@@ -41,11 +43,19 @@ esac
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail "$python is older than Python 3.10 or missing; name another one: sudo PYTHON=python3.11 $0"
+[ ! -e /usr/lib/edge-agent/venv ] ||
+    fail "the Debian package edge-agent is installed; one of the two only: apt-get remove edge-agent"
+missing=
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    say "installing python$version-venv"
+    missing=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+fi
+# ExecReload= of the unit.
+[ -x /bin/kill ] || missing="$missing procps"
+if [ -n "$missing" ]; then
+    say "installing $missing"
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "python$version-venv"
+    # shellcheck disable=SC2086  # several packages
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing
 fi
 
 if ! getent passwd edge-agent >/dev/null; then
@@ -57,7 +67,7 @@ say "installing into $prefix"
 mkdir -p "$prefix"
 [ -x "$prefix/venv/bin/python" ] || "$python" -m venv "$prefix/venv"
 # shellcheck disable=SC2086  # PIP_ARGS is several words on purpose
-"$prefix/venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade ${PIP_ARGS:-} "$here"
+"$prefix/venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade ${PIP_ARGS:-} "${here}[signing]"
 rm -rf "$prefix/models"
 if [ -d "$here/models" ]; then cp -R "$here/models" "$prefix/models"; else mkdir -p "$prefix/models"; fi
 cp "$here/README.md" "$here/LICENSE" "$prefix/"
@@ -65,6 +75,9 @@ chown -R root:root "$prefix"
 chmod -R u=rwX,go=rX "$prefix"
 mkdir -p /usr/local/bin
 ln -sf "$prefix/venv/bin/edge-agent" /usr/local/bin/edge-agent
+mkdir -p "$(dirname "$completion")"
+"$prefix/venv/bin/edge-agent" completion >"$completion"
+chmod 0644 "$completion"
 
 install -d -m 0755 "$config"
 install -d -m 0750 -o edge-agent -g edge-agent "$state"

@@ -7,12 +7,14 @@ import configparser
 import itertools
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import deb
+from benchmarks import _scores, deb, elsewhere
 from deploy.deb import build
-from deploy.deb.roots import RELEASES, Target
+from deploy.deb.roots import RELEASES, Target, UnreachableError
 from edge_agent import __version__, cli, completion
 from edge_agent.config import load
 
@@ -122,3 +124,57 @@ def test_setup_names_what_is_installed() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     assert "cryptography" in parser["options.extras_require"]["signing"]
+
+
+def result_of(**changes: object) -> dict[str, Any]:
+    """What `benchmarks.elsewhere` finds where all is well, but for `changes`."""
+    well: dict[str, Any] = {
+        "tests": {"passed": 3, "exit": 0},
+        "scores": {"differs": {"a": 0.01, "b": 0.0}},
+        "live": {"rows": 5, "rows_here": 5, "events": ["new"], "events_here": ["new"], "differs": 0.0},
+    }
+    for key, value in changes.items():
+        part, name = key.split("_", 1)
+        well[part] = {**well[part], name: value}
+    return well
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tests_exit": 1},
+        {"tests_passed": 0},
+        {"scores_differs": {"a": 0.06}},
+        {"scores_differs": {"a": float("nan")}},
+        {"live_differs": 0.06},
+        {"live_rows": 4},
+        {"live_events": []},
+    ],
+)
+def test_another_machine_is_held_to_this_ones_scores(changes: dict[str, object]) -> None:
+    """A failed or empty run of tests, a score that differs or is no number, a missing row or event: each is told."""
+    assert elsewhere.missed(result_of()) == []
+    assert len(elsewhere.missed(result_of(**changes))) == 1
+
+
+def test_lowest_python_is_that_of_setup_cfg() -> None:
+    """`make oldest` follows python_requires, and says so where there is no such Python."""
+    assert elsewhere.lowest_python() == "3.10"
+    with pytest.raises(UnreachableError, match=r"no Python 3\.1 here"):
+        elsewhere.find_python("3.1")
+
+
+def test_windows_for_comparing_are_drawn_from_a_seed() -> None:
+    """The same seed gives the same windows; they are the golden ones of every bundle and eight more of each."""
+    one, again, other = (_scores.windows_of(ROOT / "models", seed) for seed in (1, 1, 2))
+    assert set(one) == {p.parent.name for p in (ROOT / "models").glob("*/bundle.json")}
+    for name, windows in one.items():
+        assert np.array_equal(windows, again[name])
+        assert not np.array_equal(windows, other[name])
+        with np.load(ROOT / "models" / name / "golden.npz") as data:
+            assert len(windows) == len(data["windows"]) + 8
+
+
+def test_every_core_test_that_is_named_exists() -> None:
+    """`make arm64` leaves out no file because its name changed."""
+    assert [name for name in elsewhere.CORE_TESTS if not (ROOT / f"tests/test_{name}.py").is_file()] == []
