@@ -22,6 +22,9 @@ from edge_agent import alarms, quality
 from edge_agent.alarms import Alarm, AlarmPolicy
 from edge_agent.signals import parse_time
 
+#: How long an agent may take from its start until it is connected: limits are fitted then.
+START_S = 300.0
+
 
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
@@ -79,12 +82,17 @@ def configuration(folder: Path, port: int, sensors: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def agent(config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`edge-agent run` as a process of its own; ended by SIGTERM, which lets it finish what is queued."""
+    """`edge-agent run` as a process of its own, connected; ended by SIGTERM, which lets it finish what is queued."""
     log = config.with_suffix(".log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-m", "edge_agent", "run", "-c", str(config)], stdout=log, stderr=subprocess.STDOUT
     )
     try:
+        until = time.monotonic() + START_S
+        while b"connected to broker" not in config.with_suffix(".log").read_bytes():
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the agent has not begun: {config.with_suffix('.log').read_text()[-2000:]}")
+            time.sleep(0.01)
         yield process
     except BaseException:
         process.kill()

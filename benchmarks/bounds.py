@@ -2,7 +2,16 @@
 
 #: NASA IMS test 2, files counted from 0. The fault shows from file 532, so with a vote of 3 in 5 the first
 #: honest event is at 534; the mark is the article's. The neighbours hear the fault from about file 660.
-IMS = {"b1": (534, 540), "mark": 534, "others_before": 650, "simulated_early": 0, "simulated_found": 0.9}
+IMS = {
+    "b1": (534, 540),
+    "mark": 534,
+    "others_before": 650,
+    "simulated_early": 0,
+    "simulated_found": 0.9,
+    # With a budget of false alarms and nothing else set: no event on any bearing before this file.
+    "budget": "1 per 30 d",
+    "budget_silent": 500,
+}
 
 #: Milliseconds hold for one core of `core_ghz`; `ratio` is to the usual libraries in the same run; `agree` is the
 #: relative difference of an int8 score from the rival's float32 one; of the transform, of the largest coefficient;

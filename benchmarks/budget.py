@@ -169,7 +169,7 @@ def table(found: list[dict[str, Any]], seed: int) -> str:
             figures = (
                 c["budget"], f"{c['ratio']:.2f}", f"{c['least']:.2f}", f"{c['most']:.2f}", f"{100 * c['within']:.0f} %",
             )
-        why = (c.get("why") or "").partition("; ")[2].split(". Record")[0] or ("" if c["accepted"] else "refused")
+        why = (c.get("why") or "").partition("; ")[2].split(". The limit errs")[0] or ("" if c["accepted"] else "refused")
         if not c["judged"]:
             why = "shown, not judged"
         lines.append(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import sqlite3
 import sys
 import tempfile
 import time
@@ -140,6 +141,8 @@ def nasa(folder: Path, path: Path, seeds: int) -> dict[str, Any]:
         firsts.append({b: files[b][0] if files.get(b) else None for b in BEARINGS})
         false_events += sum(f < IMS["mark"] for f in files.get("b1", []))
         false_events += sum(f < IMS["others_before"] for b in BEARINGS[1:] for f in files.get(b, []))
+        if seed == 0:
+            budget = budgeted(folder / "agent-budget", sensors, path, starts)
         say(f"seed {seed}: first events at file {firsts[-1]}  ({time.monotonic() - began:.0f} s)")
     baselines: dict[str, dict[str, int | None]] = {}
     sensors = {}
@@ -160,11 +163,46 @@ def nasa(folder: Path, path: Path, seeds: int) -> dict[str, Any]:
     for name, texts in warnings.items():
         say(f"{name}: {'; '.join(texts)}")
     return {
+        "files": len(names),
         "first_file": firsts,
         "false_events": false_events,
         "baselines": baselines,
         "quantization": sorted(quantizations),
+        "budget": budget,
     }
+
+
+def budgeted(
+    folder: Path, sensors: Mapping[str, Any], path: Path, starts: list[float]
+) -> dict[str, dict[str, Any]]:
+    """The same bundles with `false_alarms` and nothing else set: what the agent says at its start, and what it then does.
+
+    For each bearing: `promised` (its words), `events` (files), `last` (reasons of the two files after the shutdown).
+    """
+    asked = {b: {**s, "false_alarms": IMS["budget"]} for b, s in sensors.items()}
+    files = first_files(through_agent(folder, asked, {"b1": path}, len(starts)), starts)
+    log = (folder / "config.log").read_text().splitlines()
+    found: dict[str, dict[str, Any]] = {}
+    for b in sensors:
+        said = [line.partition("false alarms: ")[2] for line in log if f"sensor {b}: false alarms:" in line]
+        with sqlite3.connect(folder / "agent.db") as db:
+            last = db.execute("SELECT quality, reasons FROM scores WHERE sensor = ? ORDER BY ts DESC LIMIT 2", (b,)).fetchall()
+        found[b] = {"promised": " ".join(said), "events": files.get(b, []), "last": [f"{q}: {r}" for q, r in last]}
+        say(f"{IMS['budget']}, {b}: {found[b]['promised']}")
+        say(f"  events at files {found[b]['events'][:8]}; the last two files: {found[b]['last']}")
+    return found
+
+
+def keeps_budget(found: Mapping[str, Mapping[str, Any]], n: int) -> bool:
+    """Said what it promises, silent on the healthy files, in time on bearing 1, and no fault where the sensor is off."""
+    low, high = IMS["b1"]
+    return (
+        all(f["promised"] for f in found.values())
+        and all(e >= IMS["budget_silent"] for f in found.values() for e in f["events"])
+        and low <= min(found["b1"]["events"], default=-1) <= high
+        and all("signal_lost" in text for f in found.values() for text in f["last"])
+        and not any(e >= n - 2 for f in found.values() for e in f["events"])
+    )
 
 
 def _tables(name: str, path: Path) -> dict[str, Table]:
@@ -217,6 +255,7 @@ def judge(result: Mapping[str, Any], machines: Mapping[str, Any]) -> bool:
     return (
         first
         and others
+        and keeps_budget(result["budget"], result["files"])
         and machines["early"] <= IMS["simulated_early"]
         and machines["found"] >= IMS["simulated_found"] * machines["machines"]
     )
@@ -236,6 +275,14 @@ def markdown(result: Mapping[str, Any], machines: Mapping[str, Any]) -> str:
         "",
         f"File (0-based) of the first event, shipped as {', '.join(result['quantization'])}; events on bearing 1 "
         f"before the mark or on the others before file {IMS['others_before']}: {result['false_events']}.",
+        "",
+        f"With `false_alarms: {IMS['budget']}` and nothing else set, the first event is at file "
+        + ", ".join(f"{min(f['events'], default='none')} ({b})" for b, f in result["budget"].items())
+        + "; the two files after the shutdown are "
+        + " and ".join(sorted({text for f in result["budget"].values() for text in f["last"]}))
+        + ". The agent says at its start:",
+        "",
+        *(f"- {b}: {f['promised']}" for b, f in result["budget"].items()),
         "",
         f"The same recipe on {machines['machines']} simulated machines (seeds {machines['seed']} and following): "
         f"{machines['found']} found, {machines['early']} events before the onset, "

@@ -48,8 +48,8 @@ LADDER_S = tuple(
     [h * 3600.0 for h in (1, 2, 3, 4, 6, 8, 12)] + [d * 86400.0 for d in (1, 2, 3, 5, 7, 10, 14, 21, 30, 60, 90, 180, 365)]
 )
 #: Standard deviation of ln(true rate / promised) up to which a rate is promised: 90 % of records within a factor
-#: of exp(1.645 × 0.55) = 2.5, which leaves something for what the model does not know.
-MAX_LOG_SD = 0.55
+#: of exp(1.645 × 0.4) = 1.9, which leaves something for what the model does not know.
+MAX_LOG_SD = 0.4
 #: Nothing is promised beyond so many lengths of the record, however well a law fits: `make budget` bears it out to
 #: there, and what lies beyond could be measured by nobody.
 MOST_BEYOND = 60.0
@@ -58,8 +58,10 @@ MOST_LOG_SD = 3.0
 _Z90 = 1.645
 #: Fewest independent scores from which a law of dependence is taken; below, only what was seen counts.
 LEAST_INDEPENDENT = 150.0
+#: Highest order of the autoregression. One that needs most of it describes something longer than it can.
+MOST_ORDER = 20
 #: Share of drawn records that may look as clustered as the real one before their law of dependence is dropped.
-CHANCE = 0.005
+CHANCE = 0.01
 #: The newest so many are looked at; more would make the drawn series too short beside them.
 MOST = 50_000
 #: Fewest healthy scores that anything is promised on.
@@ -200,6 +202,8 @@ class _Marginal(NamedTuple):
 _LEVELS = np.exp(np.linspace(math.log(0.4), math.log(2e-6), 40))
 #: Length of the simulated series, and the fewest events that a rate is read from in it.
 _DRAWN, _COUNTED = 1 << 21, 25
+#: So many windows above a level are looked at there.
+_CROSSINGS = 12_000
 
 
 @lru_cache(maxsize=32)
@@ -228,10 +232,12 @@ class _Model:
     # -- events at a level
 
     def _events(self, x: F64, p: float, sf: Callable[[float], float] | None = None) -> int:
-        """Onsets in a series of normal scores at the level p."""
+        """Onsets in a series of normal scores at the level p, scaled up where a part of the series tells enough."""
+        part = min(x.size, math.ceil(_CROSSINGS / p))
         level = self.marginal.isf(p)
         back = min(max((sf or self.marginal.sf)(level * (1.0 - self.policy.deadband)), p), 1.0 - 1e-12)
-        return onsets(x, normal_isf(p), normal_isf(back), self.policy, self.hop_s).size
+        seen = onsets(x[:part], normal_isf(p), normal_isf(back), self.policy, self.hop_s).size
+        return round(seen * x.size / part)
 
     def _ladder(self, drawn: F64) -> tuple[F64, F64]:
         p: list[float] = []
@@ -263,12 +269,22 @@ class _Model:
             return None  # nothing could be told from so few
         if self.n_eff < LEAST_INDEPENDENT:
             return f"{n} windows hold only about {self.n_eff:.0f} independent ones: the level wanders slowly"
+        if n >= 25 * MOST_ORDER and self.coefficients.size >= 0.75 * MOST_ORDER:
+            return f"scores hang together over {self.coefficients.size} windows and more: the level wanders slowly"
         records = _blocks(drawn, n)[:400]
         own, others = (together(x, self.coefficients) for x in (z[None], records))
         for name, at in own.items():
             beyond = int(np.count_nonzero(others[name] >= at[0]))
             if beyond <= CHANCE * others[name].size:
                 return f"high scores come {name}, as in {beyond} of {others[name].size} draws of the same correlation"
+        if self.scores.min() > 0.0:
+            height, drawn_heights = float(_height(np.log(self.scores)[None])[0]), _height(records)
+            beyond = int(np.count_nonzero(drawn_heights >= height))
+            if beyond <= CHANCE * drawn_heights.size:
+                return (
+                    f"the highest scores lie {height:.3g} quartile ranges above the median of their logarithms, as in {beyond} of "
+                    f"{drawn_heights.size} log-normal draws: they are of another kind than the rest"
+                )
         for level in _LEVELS[::3]:
             expected = max(self._events(drawn, level), 1) * n / drawn.size
             seen = self._events(z, level)
@@ -507,10 +523,10 @@ def normal_isf(p: float) -> float:
 def autoregression(z: F64) -> F64:
     """Coefficients (order,) of the autoregression with the least AIC, by Yule and Walker (Levinson's recursion).
 
-    The order is at most 20 and n / 25; white noise gives none.
+    The order is at most MOST_ORDER and n / 25; white noise gives none.
     """
     n = z.size
-    top = max(1, min(20, n // 25))
+    top = max(1, min(MOST_ORDER, n // 25))
     spectrum = fft.rfft(z - z.mean(), fft.next_fast_len(2 * n))
     covariance = fft.irfft(np.abs(spectrum) ** 2, fft.next_fast_len(2 * n))[: top + 1] / n
     best, a, error = (n * math.log(covariance[0]), np.zeros(0)), np.zeros(0), float(covariance[0])
@@ -547,12 +563,29 @@ def together(x: F64, coefficients: F64) -> dict[str, F64]:
     high = z >= normal_isf(0.005)
     answer = {"in pairs": (high[:, 1:] & high[:, :-1]).sum(1).astype(np.float64)}
     if n >= 25:
-        # Stretches apart, so that one burst does not count five times.
-        third = np.partition(z[:, : n // 5 * 5].reshape(m, -1, 5), 2, axis=2)[:, :, 2]
+        third = _third_of_five(z)
+        # The highest of each stretch of 25, so that one burst does not count five times.
+        third = third[:, : third.shape[1] // 25 * 25].reshape(m, -1, 25).max(2) if third.shape[1] >= 125 else third
         answer["in threes"] = np.partition(third, third.shape[1] - 5, axis=1)[:, -5:].mean(1)
     e = innovations(z, coefficients)
     answer["of a sudden"] = np.partition(e, e.shape[1] - 10, axis=1)[:, -10:].mean(1)
     return answer
+
+
+def _height(x: F64) -> F64:
+    """(m, n) -> (m,): the tenth highest value above the median, in quartile ranges."""
+    n = x.shape[1]
+    low, mid, high, top = np.partition(x, [n // 4, n // 2, 3 * n // 4, n - 10], axis=1)[:, [n // 4, n // 2, 3 * n // 4, n - 10]].T
+    return np.asarray((top - mid) / np.maximum(high - low, 1e-300), np.float64)
+
+
+def _third_of_five(z: F64) -> F64:
+    """(m, n) -> (m, n - 4): the third largest of five neighbours, at every place."""
+    size = z.shape[1] - 4
+    a, b, c, d, e = (z[:, i : i + size] for i in range(5))
+    low = np.maximum(np.minimum(a, b), np.minimum(c, d))
+    high = np.minimum(np.maximum(a, b), np.maximum(c, d))
+    return np.asarray(np.maximum(np.minimum(low, high), np.minimum(np.maximum(low, high), e)))
 
 
 def dependence_time(z: F64) -> float:
