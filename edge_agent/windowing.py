@@ -145,7 +145,7 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
     receipt, silent = _receipt(state, spec, duration, received)
     verdict = _place(state, chunk, duration, receipt, silent)
     if isinstance(verdict, PayloadError):
-        if verdict.reason == "duplicate":
+        if verdict.reason == "duplicate" or _sent_again(state, chunk, duration):
             return Pushed(state, dropped=verdict)
         state = _count_late(state, chunk)
         if state.late_run < LATE_RUN:
