@@ -25,7 +25,7 @@ def scores(folder: Path, windows: dict[str, np.ndarray]) -> dict[str, object]:
         bundle = bundles.load(path, golden=False)
         files = {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
         golden[path.name] = bundles.verify_golden(bundle, files, bundle.manifest)
-        with np.load(path / bundles.GOLDEN) as data:
+        with np.load(path / bundles.GOLDEN, allow_pickle=False) as data:
             history = data["features"][0].astype(np.float32)
         ratios[path.name] = []
         for window in windows[path.name]:
@@ -51,7 +51,7 @@ def windows_of(folder: Path, seed: int, more: int = 8) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     made = {}
     for path in sorted(p.parent for p in folder.glob("*/bundle.json")):
-        with np.load(path / "golden.npz") as data:
+        with np.load(path / "golden.npz", allow_pickle=False) as data:
             golden = data["windows"].astype(np.float32) * np.float32(data["window_scale"])
         picked = golden[rng.integers(0, len(golden), more)]
         level = rng.uniform(0.5, 3.0, (more, 1, 1))
@@ -61,5 +61,5 @@ def windows_of(folder: Path, seed: int, more: int = 8) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    with np.load(sys.argv[2]) as given:
+    with np.load(sys.argv[2], allow_pickle=False) as given:
         print(json.dumps(scores(Path(sys.argv[1]), dict(given))))

@@ -137,12 +137,12 @@ def _tree(text: str) -> Any:
         return [plain(value) for value in node] if isinstance(node, list) else node
 
     try:
-        return plain(yaml.load(text, Loader=_Texts))
+        return plain(yaml.load(text, Loader=_TextBaseLoader))
     except (yaml.YAMLError, RecursionError, ValueError, TypeError):
         return None
 
 
-class _Texts(yaml.BaseLoader):
+class _TextBaseLoader(yaml.BaseLoader):
     """Every scalar as its text."""
 
 
