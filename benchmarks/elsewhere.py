@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import hashlib
 import json
 import os
 import re
@@ -90,18 +91,23 @@ class Place:
 def arm64() -> Iterator[Place]:
     """A Debian 12 for aarch64 with the agent's requirements and pytest in an environment of its own."""
     target = Target("12", "arm64")
-    with roots.fresh(target, [f"python{target.python}", f"python{target.python}-venv"]) as root:
-        code = root.inside("/work")
-        _copy_code(code)
+    wanted = [*requirements(), *TEST_TOOLS]
+
+    def install(root: roots.Root) -> None:
         say("installing the agent's requirements on aarch64 (some minutes in emulation) ...")
         root.run(f"python{target.python}", "-m", "venv", "/venv")
-        root.run("/venv/bin/python", "-m", "pip", "install", "--quiet", "--only-binary=:all:", *requirements(root), *TEST_TOOLS)
+        root.run("/venv/bin/python", "-m", "pip", "install", "--quiet", "--only-binary=:all:", *wanted)
+
+    name = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:12]
+    with roots.fresh(target, [f"python{target.python}", f"python{target.python}-venv"], (name, install)) as root:
+        code = root.inside("/work")
+        _copy_code(code)
         scratch = root.inside("/scratch")
         scratch.mkdir()
         yield Place("arm64", root, "/venv/bin/python", "/work", scratch, 600.0)
 
 
-def requirements(root: roots.Root | None = None) -> list[str]:
+def requirements() -> list[str]:
     """What setup.cfg asks of a device, with the extra for signed bundles; markers are for pip to judge."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,10 +161,28 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def fresh(target: Target, packages: Sequence[str] = ()) -> Iterator[Root]:
-    """A system with `packages`, as debootstrap leaves it otherwise; deleted at the end (KEEP_ROOT=1 leaves it)."""
+def fresh(
+    target: Target, packages: Sequence[str] = (), prepare: tuple[str, Callable[[Root], None]] | None = None
+) -> Iterator[Root]:
+    """A system with `packages`, as debootstrap leaves it otherwise; deleted at the end (KEEP_ROOT=1 leaves it).
+
+    prepare : (name, what else is done to it); the result is kept in the cache under that name.
+    """
     possible(target)
     archive = _archive(target, packages)
+    if prepare is not None:
+        name, work = prepare
+        plain, archive = archive, archive.with_name(f"{archive.stem}-{name}.tar")
+        if not archive.exists():
+            with _unpacked(plain, target) as root:
+                work(root)
+                _pack(root.path, archive)
+    with _unpacked(archive, target) as root:
+        yield root
+
+
+@contextmanager
+def _unpacked(archive: Path, target: Target) -> Iterator[Root]:
     path = Path(tempfile.mkdtemp(prefix=f"edge-root-{target}-"))
     try:
         subprocess.run(["tar", "-xpf", archive, "-C", path, "--numeric-owner"], check=True)
