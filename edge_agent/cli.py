@@ -382,13 +382,7 @@ def _bundle_change(a: argparse.Namespace) -> int:
         ok, message = bundle_commands.activate(config, a.sensor, a.bundle, shadow=a.shadow)
     else:
         ok, message = bundle_commands.rollback(config, a.sensor, shadow=a.shadow)
-    if a.json:
-        _line({"ok": ok, "message": message})
-    elif ok:
-        print(message)
-    if not ok:
-        _say(message)
-    return WELL if ok else FAILED
+    return _answered(a, (ok, message))
 
 
 def _doctor(a: argparse.Namespace) -> int:
