@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from typing import Any
@@ -55,7 +56,8 @@ def ask(config: Config, name: str, fields: dict[str, Any], timeout_s: float) -> 
     try:
         transport.wait_connected(timeout_s)
         payload = msgspec.json.encode({k: v for k, v in asked.items() if v is not None})
-        transport.publish(f"{base}/cmd/{name}", payload, qos=1)
+        # A command that nobody answered has failed: an agent that comes back later must not carry it out.
+        transport.publish(f"{base}/cmd/{name}", payload, qos=1, expires_s=max(1, math.ceil(timeout_s)))
         if not answered.wait(timeout_s):
             return None
     finally:

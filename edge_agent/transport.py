@@ -79,7 +79,9 @@ class Transport(Protocol):
     def unsubscribe(self, topic: str) -> None:
         """End a subscription that only the broker remembers, from before a change of configuration."""
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> Token | None:
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, expires_s: int | None = None
+    ) -> Token | None:
         """Hand a message over; None where there is no connection and nothing will be sent."""
 
 
@@ -226,15 +228,24 @@ class MqttTransport:
         if (client := self._live) is not None:
             client.unsubscribe(topic)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> Token | None:
-        """Hand a message over; None where there is no connection (or the link is stalled, QoS 0)."""
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, expires_s: int | None = None
+    ) -> Token | None:
+        """Hand a message over; None where there is no connection (or the link is stalled, QoS 0).
+
+        expires_s : after so many seconds the broker drops it where it has not been delivered (MQTT 5)
+        """
         client = self._live
         if client is None:
             return None
         if client.count(+1) > MAX_UNWRITTEN and qos == 0:
             client.count(-1)
             return None
-        info = client.publish(topic, payload, qos=qos, retain=retain)
+        properties = None
+        if expires_s is not None and client.protocol == MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.MessageExpiryInterval = expires_s
+        info = client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return None
         return client.number, info.mid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -14,8 +15,9 @@ from agents import FS_HZ, N, Process, message, rows, write_plant
 from bundles import make_indicator_bundle
 from conftest import Broker, Listener, needs_mosquitto, until
 
-from edge_agent import assemble
+from edge_agent import assemble, remote
 from edge_agent.alarms import STATES, AlarmPolicy
+from edge_agent.config import load
 from edge_agent.features import Context
 
 Listen = Callable[..., Listener]
@@ -125,3 +127,22 @@ def test_a_hop_beyond_the_history_is_refused(tmp_path: Path) -> None:
     (problem,) = assemble.check(write_plant(tmp_path, 1, {"a": {"window": {"hop_s": 61}}}))
     assert "sensors.a.window.hop_s: got 61; expected at most 60.256" in str(problem)
     assert assemble.check(write_plant(tmp_path, 1, {"a": {"window": {"hop_s": 60}}})) == ()
+
+
+@needs_mosquitto
+def test_a_command_that_nobody_answered_is_not_carried_out_later(tmp_path: Path, broker: Broker, listen: Listen) -> None:
+    """Sent while the agent is away and told to have failed, a shelving does nothing once the agent is back."""
+    path = write_plant(tmp_path, broker.port)
+    ear = listen("edge/#")
+    agent = started(path, ear)
+    agent.end()
+    ok, said = remote.command(load(path), "shelve", "a", by="anna", why=None, for_s=3600.0, timeout_s=1.0)
+    assert (ok, said[:12]) == (False, "no answer wi")
+    time.sleep(1.5)
+    agent = started(path, ear)
+    for seq in range(5):
+        ear.publish("plant/a", message(seq, 1.5))
+    ear.wait("edge/t/s/a/event")
+    assert ear.json("edge/t/s/a/event")[0]["state"] == "UNACK"
+    assert ear.on("edge/t/cmd/shelve/result") == []
+    agent.end()
