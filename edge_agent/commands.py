@@ -72,7 +72,7 @@ def parse(name: str, payload: bytes) -> Command:
     if for_s is not None and (
         isinstance(for_s, bool) or not isinstance(for_s, (int, float)) or not abs(for_s) < MAX_FOR_S
     ):
-        raise Unusable(f"for_s is {str(for_s)[:60]}; expected seconds", request_id)
+        raise Unusable(f"for_s is {str(for_s)[:60]!r}; expected seconds", request_id)
     windows = fields.get("windows")
     if windows is not None and (isinstance(windows, bool) or not isinstance(windows, int) or not 0 < windows < 10**9):
         raise Unusable(f"windows is {str(windows)[:60]}; expected a whole number above 0", request_id)

@@ -86,8 +86,8 @@ def test_what_is_not_signed_is_refused(
     spoil, expected = REFUSED[case]
     spoil(signed)
     parsed: list[Path] = []
-    whole = bundles._manifest
-    monkeypatch.setattr(bundles, "_manifest", lambda path, text: (parsed.append(path), whole(path, text))[1])
+    whole = bundles.parse_manifest
+    monkeypatch.setattr(bundles, "parse_manifest", lambda path, text: (parsed.append(path), whole(path, text))[1])
     for read in (bundles.load, bundles.read_manifest):
         if case == "a file changed" and read is bundles.read_manifest:
             continue
@@ -167,7 +167,7 @@ def test_a_mistaken_key_looks_into_no_bundle(
     (signed / "bundle.sig").unlink()
     path = write_plant(tmp_path, 1883)
     path.write_text(f"{path.read_text()}\nbundles: {section}\n")
-    monkeypatch.setattr(bundles, "_manifest", lambda *_: pytest.fail("a bundle was looked into"))
+    monkeypatch.setattr(bundles, "parse_manifest", lambda *_: pytest.fail("a bundle was looked into"))
     (problem,) = check(path)
     assert problem.where.startswith("bundles")
 
