@@ -422,6 +422,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--script", action="store_true", help="deploy/install.sh instead of the packages")
     parser.add_argument("--write", action="store_true", help="put the table into docs/install.md, where nothing was left out")
     args = parser.parse_args(argv)
+    roots.end_tidily()
     seen, wrong, left_out = [], [], {}
     for target in build.targets(args.releases, args.arches):
         try:

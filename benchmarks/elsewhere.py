@@ -332,6 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the windows and the machine (drawn)")
     parser.add_argument("--write", action="store_true", help="put the table into docs/install.md")
     args = parser.parse_args(argv)
+    roots.end_tidily()
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     say(f"seed {seed}")
     try:

@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from deploy.deb import roots
 from deploy.deb.roots import MACHINES, RELEASES, Root, Target, UnreachableError, fresh
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +213,7 @@ def main() -> int:
     parser.add_argument("--arches", default="amd64,arm64", help=f"of {', '.join(MACHINES)} (both)")
     parser.add_argument("--version-suffix", default="", help="such as ~rc1, which dpkg takes as older")
     args = parser.parse_args()
+    roots.end_tidily()
     built, left_out = [], {}
     for target in targets(args.releases, args.arches):
         begin = time.monotonic()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,11 @@ def _emulate(target: Target) -> None:
     if not known:
         # F: the emulator is opened now, so that it is found inside a root that has none.
         (binfmt / "register").write_text(_ELF_AARCH64)
+
+
+def end_tidily() -> None:
+    """Have a SIGTERM end the program like an exception does, so that no root stays behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 class Root:
