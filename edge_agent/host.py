@@ -93,3 +93,12 @@ def clock_synced() -> bool | None:
     if verdict < 0:
         return None
     return verdict != _TIME_ERROR and not timex.status & _STA_UNSYNC
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the entries of a folder on the disk: a rename survives a power cut only then. OSError where it cannot be."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -30,6 +30,7 @@ from typing import IO
 import msgspec
 
 from edge_agent import bundle as bundles
+from edge_agent import host
 from edge_agent.bundle import Bundle
 from edge_agent.config import SensorConfig
 from edge_agent.errors import BundleError
@@ -205,10 +206,10 @@ def install(source: Path, store: Path, verifier: Verifier | None) -> tuple[str, 
                     _replace(target / SIGNATURE, (incoming / SIGNATURE).read_bytes())
                 return label, replace(bundle, path=target), False
             incoming.chmod(0o755)
-            _sync(incoming)
+            host.sync_folder(incoming)
             target.parent.mkdir(exist_ok=True)
             incoming.rename(target)
-            _sync(target.parent)
+            host.sync_folder(target.parent)
             return label, replace(bundle, path=target), True
         except BundleError as error:
             raise BundleError(str(error).replace(str(incoming), str(source))) from error
@@ -411,14 +412,6 @@ def _replace(path: Path, data: bytes) -> None:
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         fresh.replace(path)
-        _sync(path.parent)
+        host.sync_folder(path.parent)
     except OSError as error:
         raise BundleError(f"{path}: cannot be written ({error.strerror}): run as the agent's user or root") from None
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

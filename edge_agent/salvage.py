@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import mmap
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -24,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent import host
 from edge_agent.errors import DamagedStoreError, FullStoreError, StoreError, UnwritableStoreError
 from edge_agent.signals import parse_time, rfc3339
 from edge_agent.store import OutboxRow, Record, Store
@@ -129,7 +129,7 @@ def replace(
                 log.warning("%s", error)
         aside = _set_aside(path, t)
         fresh.rename(path)
-        _sync(path.parent)
+        host.sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"{path}: cannot be replaced ({error.strerror}): check its folder and the disk") from error
     log.error(
@@ -275,11 +275,3 @@ def _sound(table: str, row: _Row) -> bool:
         return bool(msgspec.json.decode(text)["event_id"] == row[0])
     except (msgspec.DecodeError, TypeError, KeyError, ValueError):
         return False
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
