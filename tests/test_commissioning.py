@@ -433,6 +433,20 @@ def test_generic_bundle_on_one_simulated_machine(generic) -> None:
     assert life.life.severity[told[1][0]] < 0.3
 
 
+def test_generic_bundle_takes_healthy_machines_of_any_level_for_healthy(generic) -> None:
+    """Of 40 machines over 50 dB none is taken for off or lost, and none is above the wide limit."""
+    ratios = []
+    for number in range(5000, 5040):
+        life = simulate.any_machine(number, 20, interval_s=10.0)
+        state = pipeline.initial(generic)
+        for i in range(3):
+            chunk = life.snapshot(i)
+            state, outcome = pipeline.step_chunk(generic, state, chunk, chunk.t + 1.0)
+            assert [m.reasons for m in outcome.measured] == [()], number
+            ratios += [m.ratio for m in outcome.measured]
+    assert max(ratios) < 1.0
+
+
 def test_generic_bundle_refuses_a_machine_that_is_faulty_from_the_start(generic) -> None:
     """Severity 0.5 is refused before anything is learnt, even where a person vouches for the machine."""
     life = simulate.any_machine(42, 60, interval_s=10.0)

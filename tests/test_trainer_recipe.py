@@ -13,7 +13,8 @@ import pytest
 from edge_agent import scoring
 from edge_agent.errors import ConfigError
 from edge_agent.features import FeatureSet, FeatureSpec, log_mel
-from edge_agent.recordings import formats
+from edge_agent.recordings import Recording, formats
+from edge_agent.signals import Chunk
 from trainer import architectures, cli, recipe
 
 RECIPES = sorted(recipe.RECIPES.glob("*.yaml"))
@@ -218,6 +219,29 @@ def test_a_false_alarm_rate_out_of_bounds_is_a_usage_error(tmp_path, rate):
             ["fit", "--model", "indicator", "--data", str(data), "--fs", "1000", "--false-alarm-rate", rate]
         )
     assert caught.value.code == 2
+
+
+def test_numbers_may_be_given_as_runs(tmp_path):
+    """`ids: [0-2, 7]` is 0, 1, 2 and 7; a run backwards, or of millions, is refused and says what was expected."""
+    source = {"simulate": "machines", "ids": ["0-2", 7]}
+    assert recipe.parse(good(tmp_path) | {"data": source}).data[0].ids == (0, 1, 2, 7)
+    for wrong in ("7-3", "0-999999", "1-", "-1"):
+        with pytest.raises(ConfigError, match=r"such as \[0, 4-7\]"):
+            recipe.parse(good(tmp_path) | {"data": source | {"ids": [wrong]}})
+
+
+def test_the_profile_knows_the_level_of_every_machine(tmp_path):
+    """The quietest of 70 machines, one window each, sets `quiet`, though it comes after the first 64 recordings."""
+    from trainer import data
+
+    found = []
+    for k in range(70):
+        x = np.random.default_rng(k).standard_normal((1, 1280)).astype(np.float32) * np.float32(0.01 if k == 69 else 1.0)
+        chunk = Chunk(x, t=600.0 * k, fs_hz=12800.0)
+        found.append((Recording(f"m{k}", tmp_path, 12800.0, None, lambda c=chunk: iter([c])), data.Clip(f"m{k}", None, f"id_{k}")))
+    raw = good(tmp_path) | {"window": {"n_samples": 1280}}
+    known = data.table(recipe.parse(raw), found).profile
+    assert known.quiet == pytest.approx([0.01], rel=0.2)
 
 
 def test_simulated_machines_are_recordings_of_their_own_without_a_fault(tmp_path):

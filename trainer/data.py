@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -31,7 +32,7 @@ from trainer.recipe import Recipe, Source
 
 #: Windows whose spectra are averaged for the surrogate.
 _SPECTRA = 64
-#: Windows of each of the first recordings that the profile rests on.
+#: Windows of each machine and of each of the first recordings that the profile rests on.
 _OF_EACH = 8
 #: Windows that go through the feature families at once.
 _BATCH = 16
@@ -151,6 +152,7 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
     owner: list[int] = []
     power: F64 | float = 0.0
     profile: Profile | None = None
+    profiled: Counter[str] = Counter()
     n_spectra = n_profiled = n_short = 0
     for recording, clip in found:
         if features is None:
@@ -188,14 +190,18 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
                 power = power + (np.abs(fft.rfft(x)) ** 2).sum(0, dtype=np.float64)
                 n_spectra += len(batch)
             if clip.healthy:
-                # The first windows overall, and some of every early recording: a run to failure ends unhealthy.
+                # The first windows overall, and some of every machine and of every early recording: a run to failure
+                # ends unhealthy.
                 some = _SPECTRA - n_profiled
+                if clip.machine is not None:
+                    some = max(some, _OF_EACH - profiled[clip.machine])
                 if len(clips) < _SPECTRA:
                     some = max(some, _OF_EACH - (len(starts) - n_before - len(batch)))
                 if some > 0:
                     part = Profile.of(x[:some], spec.fs_hz)
                     profile = part if profile is None else profile.joined(part, n_profiled, len(x[:some]))
                     n_profiled += len(x[:some])
+                    profiled[clip.machine or ""] += len(x[:some])
         n_short += len(starts) == n_before
         clips.append(clip)
     if features is None or not starts:

@@ -27,6 +27,8 @@ QUANTIZE = ("int8", "float16", "float32")
 SIMULATORS = ("demo", "fan", "machines")
 INPUTS = ("standard", "range")
 SPLIT_BY = ("auto", "time", "recording", "machine")
+#: Numbers that one run such as "0-299" may stand for.
+MOST_IDS = 10_000
 #: The parts of the data that train and calibrate where a recipe gives one of the two only.
 TRAIN, CALIBRATE = (0.0, 0.7), (0.7, 1.0)
 RECIPES = Path(__file__).parent / "recipes"
@@ -375,10 +377,20 @@ class _Reader:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or not value or not all(type(i) is int and i >= 0 for i in value):
-            self.bad(self.key(key), value, "a list of 0-based numbers such as [0]")
+        found: list[int] = []
+        for item in value if isinstance(value, list) else ():
+            run = re.fullmatch(r"(\d{1,6})-(\d{1,6})", item) if isinstance(item, str) else None
+            if run is not None and int(run[1]) <= int(run[2]) < int(run[1]) + MOST_IDS:
+                found += range(int(run[1]), int(run[2]) + 1)
+            elif type(item) is int and item >= 0:
+                found.append(item)
+            else:
+                found = []
+                break
+        if not found:
+            self.bad(self.key(key), value, "a list of 0-based numbers and runs of them such as [0, 4-7]")
             return None
-        return tuple(value)
+        return tuple(found)
 
     def mapping(self, key: str) -> dict[str, Any]:
         value = self.get(key)

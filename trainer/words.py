@@ -12,7 +12,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """None -> "-", True -> "yes", 16000.0 -> "16000", [0, 2] -> "0 and 2", {"a": 1} -> "a 1"; text as it is."""
+    """None -> "-", True -> "yes", 16000.0 -> "16000", [0, 2] -> "0 and 2", [0, 1, 2, 3] -> "0 to 3", {"a": 1} -> "a 1"; text as it is."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -22,6 +22,8 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {shown(v)}" for key, v in value.items())
     if isinstance(value, (list, tuple)):
+        if len(value) > 3 and all(type(v) is int for v in value) and list(value) == list(range(value[0], value[-1] + 1)):
+            return f"{value[0]} to {value[-1]}"
         words = [shown(v) for v in value]
         return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
     return str(value)
