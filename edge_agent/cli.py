@@ -413,7 +413,7 @@ def _support(a: argparse.Namespace) -> int:
 def _demo(a: argparse.Namespace) -> int:
     from edge_agent import demo
 
-    return demo.main(a.port, a.no_fault, a.seconds, a.json)
+    return demo.main(a.port, a.no_fault, a.seconds, a.json, stay=a.stay)
 
 
 def _completion(a: argparse.Namespace) -> int:
@@ -685,6 +685,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, metavar="N", help="where the broker listens (a free one)")
     p.add_argument("--no-fault", action="store_true", help="the machine stays healthy")
     p.add_argument("--seconds", type=float, metavar="N", help="give up after so many seconds")
+    p.add_argument("--stay", action="store_true", help="go on after the alarm, so that it can be acknowledged from another terminal; Ctrl-C ends it")
 
     add("completion", _completion, "print the completion script for bash", config=False, json=False)
     commands.add_parser("simulate", help="write simulated recordings: sound, vibration, life")

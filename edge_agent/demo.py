@@ -1,7 +1,7 @@
 """The whole system in one process, for a first look: broker, machine, agent, alarm.
 
     simulated machine ─► embedded broker ─► the real agent ─► event ─► stdout
-         fault begins after ONSET_S, grows over GROWTH_S
+         fault begins after ONSET_S, grows over GROWTH_S; with `stay` it is mended once somebody has acknowledged the alarm
 
 Nothing is faked but the machine and, with it, the sensor: the samples travel over MQTT to the agent's
 daemon, which scores them with the committed bundle and keeps its database in a temporary folder.
@@ -10,6 +10,8 @@ daemon, which scores them with the committed bundle and keeps its database in a 
 from __future__ import annotations
 
 import logging
+import math
+import signal
 import socket
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import payloads, simulate
+from edge_agent import alarms, payloads, simulate
 from edge_agent.assemble import assemble
 from edge_agent.broker import EmbeddedBroker
 from edge_agent.config import load
@@ -37,6 +39,8 @@ ONSET_S, GROWTH_S = 15.0, 10.0
 #: The demo goes on this long after the onset at least.
 AFTER_ONSET_S = 10.0
 SECONDS = 55.0
+#: With `stay` the bearing is changed this long after somebody acknowledged the alarm.
+REPAIR_S = 15.0
 CHUNK_SAMPLES = 4096
 SEED = 20
 
@@ -68,6 +72,8 @@ def main(
     seconds: float | None = None,
     json: bool = False,
     bundle: Path | None = None,
+    stay: bool = False,
+    ended: threading.Event | None = None,
 ) -> int:
     """Run the demo; the last line of stdout is one JSON object.
 
@@ -75,13 +81,17 @@ def main(
     no_fault : the machine stays healthy, and all is well if no event comes
     seconds  : time limit, from the agent's start
     json     : only that last line
+    stay     : go on after the alarm until `seconds`, Ctrl-C or SIGTERM, so that the alarm can be acknowledged and so on from
+               another terminal; the fault stays until `REPAIR_S` after an acknowledgement
+    ended    : set it to end the demo early
     Returns 0 where the fault raised an alarm (or the healthy machine none), else 1.
     """
-    limit = SECONDS if seconds is None else seconds
+    limit = (math.inf if stay else SECONDS) if seconds is None else seconds
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="agent: %(message)s")
     with tempfile.TemporaryDirectory(prefix="edge-agent-demo-") as folder:
         try:
-            result = _Demo(Path(folder), port or _free_port(), not no_fault, limit, bundle or bundle_path()).run()
+            demo = _Demo(Path(folder), port or _free_port(), not no_fault, limit, bundle or bundle_path(), stay)
+            result = demo.run(ended or threading.Event())
         except EdgeAgentError as error:
             result = {"name": "demo", "ok": False, "error": str(error)}
             _say(str(error))
@@ -92,23 +102,24 @@ def main(
 
 
 class _Demo:
-    def __init__(self, folder: Path, port: int, fault: bool, limit_s: float, bundle: Path) -> None:
-        self._port, self._fault, self._limit_s = port, fault, limit_s
+    def __init__(self, folder: Path, port: int, fault: bool, limit_s: float, bundle: Path, stay: bool) -> None:
+        self._port, self._fault, self._limit_s, self._stay = port, fault, limit_s, stay
+        self._path = folder / "config.yaml"
+        self._repaired_at = math.inf
         self._machine = simulate.demo_machine()
-        path = folder / "config.yaml"
-        path.write_text(
+        self._path.write_text(
             _CONFIG.format(
                 port=port, base=BASE, sensor=SENSOR, topic=TOPIC, fs_hz=self._machine.fs_hz, model=bundle
             )
         )
-        self._config = load(path)
+        self._config = load(self._path)
         self._pipelines = assemble(self._config)
         self._event: dict[str, Any] | None = None
         self._event_at = 0.0
         self._ratio: float | None = None
         self._windows = 0
 
-    def run(self) -> dict[str, Any]:
+    def run(self, ended: threading.Event) -> dict[str, Any]:
         broker = EmbeddedBroker(self._port)
         broker.start()
         try:
@@ -117,8 +128,8 @@ class _Demo:
             began = time.monotonic()
             daemon.start()
             try:
-                with _ticking(daemon), self._connected() as link:
-                    onset = self._publish(link, began)
+                with _ticking(daemon), self._connected() as link, _told_to_end(ended):
+                    onset = self._publish(link, began, ended)
             finally:
                 daemon.stop()
         finally:
@@ -136,21 +147,26 @@ class _Demo:
         finally:
             link.stop()
 
-    def _publish(self, link: MqttTransport, began: float) -> float:
+    def _publish(self, link: MqttTransport, began: float, ended: threading.Event) -> float:
         """The machine, in real time, until the story is told; the monotonic time of the fault's onset."""
-        severity = simulate.growing(ONSET_S, GROWTH_S) if self._fault else simulate.never
+        fault = simulate.growing(ONSET_S, GROWTH_S) if self._fault else simulate.never
         layout = PayloadLayout("f32le", 1, "ts_seq")
         chunk_s = CHUNK_SAMPLES / self._machine.fs_hz
         start, epoch = time.monotonic(), time.time()
         onset = start + ONSET_S
         _say("healthy machine" + (f"; its bearing will fail in {ONSET_S:.0f} s" if self._fault else ""))
         told = start
-        failing = False
+        failing = repaired = False
+
+        def severity(t: float) -> float:
+            return 0.0 if start + t >= self._repaired_at else fault(t)
+
         for n, chunk in enumerate(simulate.stream(self._machine, CHUNK_SAMPLES, severity, SEED, epoch), 1):
             # A sensor sends a chunk once its last sample is taken.
-            time.sleep(max(0.0, start + n * chunk_s - time.monotonic()))
+            if ended.wait(max(0.0, start + n * chunk_s - time.monotonic())):
+                break
             now = time.monotonic()
-            if self._event is not None and (now >= onset + AFTER_ONSET_S or not self._fault):
+            if not self._stay and self._event is not None and (now >= onset + AFTER_ONSET_S or not self._fault):
                 break
             if now - began >= self._limit_s:
                 break
@@ -158,6 +174,9 @@ class _Demo:
             if self._fault and not failing and now >= onset:
                 failing = True
                 _say(f"{now - start:5.1f} s  the fault begins")
+            if not repaired and now >= self._repaired_at:
+                repaired = True
+                _say(f"{now - start:5.1f} s  the bearing is changed")
             if now - told >= 2.0:
                 told = now
                 ratio = "waiting for a full history" if self._ratio is None else _bar(self._ratio)
@@ -172,6 +191,12 @@ class _Demo:
         elif self._event is None:
             self._event, self._event_at = fields, time.monotonic()
             _say(f"ALARM: {fields['sensor']} {fields['severity']}, score / threshold {fields['ratio']:.2f}")
+            if self._stay:
+                _say(f"from another terminal: edge-agent ack {SENSOR} --by NAME -c {self._path}   (Ctrl-C ends the demo)")
+        else:
+            _say(f"{fields['type']}: {fields['sensor']} is {fields['state']}")
+            if fields["state"] == alarms.ACKED and self._repaired_at == math.inf:
+                self._repaired_at = time.monotonic() + REPAIR_S
 
     def _result(self, began: float, onset: float) -> dict[str, Any]:
         raised = self._event is not None and self._event["type"] == "new"
@@ -209,6 +234,20 @@ def _ticking(daemon: Daemon) -> Iterator[None]:
     finally:
         end.set()
         thread.join(10.0)
+
+
+@contextmanager
+def _told_to_end(ended: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the demo as its time would; where signals cannot be had (another thread) they are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, lambda *_: ended.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bar(ratio: float) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +71,28 @@ def test_a_taken_port_is_named(bundle: Path, capsys: pytest.CaptureFixture[str])
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert demo.main(port=server.getsockname()[1], bundle=bundle) == 1
     assert "choose another --port" in capsys.readouterr().err
+
+
+def test_it_stays_for_who_wants_to_acknowledge(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the committed bundle and `stay` the printed command acknowledges the alarm, the bearing is changed, and the alarm ends."""
+    monkeypatch.setattr(demo, "ONSET_S", 8.0)
+    monkeypatch.setattr(demo, "GROWTH_S", 1.0)
+    monkeypatch.setattr(demo, "REPAIR_S", 0.5)
+    codes: list[int] = []
+    ended = threading.Event()
+    thread = threading.Thread(target=lambda: codes.append(demo.main(seconds=60.0, stay=True, ended=ended)))
+    thread.start()
+    said = ""
+    command = None
+    while thread.is_alive() and "end: pump-1-de is NORM" not in said:
+        thread.join(0.2)
+        said += capsys.readouterr().err
+        if command is None and (command := re.search(r"edge-agent (ack \S+) --by NAME -c (\S+)", said)):
+            args = [*command[1].split(), "--by", "anna", "-c", command[2]]
+            done = subprocess.run([sys.executable, "-m", "edge_agent", *args], capture_output=True, text=True, check=False)
+            assert done.stdout == "pump-1-de: ACKED\n", done.stderr
+    assert "the bearing is changed" in said
+    assert "end: pump-1-de is NORM" in said
+    ended.set()
+    thread.join(30.0)
+    assert codes == [0]
