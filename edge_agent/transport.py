@@ -162,6 +162,7 @@ class MqttTransport:
         self._stopping = threading.Event()
         self._settled = threading.Event()  # connected, or a problem is known
         self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._asking = threading.Lock()  # an answer may come before its number is known here
         self._denied: set[str] = set()
         self._v5 = mqtt.protocol == "5"
         self._proven = False  # whether this protocol version has been accepted once
@@ -205,6 +206,11 @@ class MqttTransport:
     def connected(self) -> bool:
         """Whether the broker has accepted us (reason code 0) and the link was not lost since."""
         return self._live is not None
+
+    @property
+    def listening(self) -> bool:
+        """Whether, moreover, the broker has answered every subscription: what is published from now on is heard."""
+        return self.connected and not self._subscribing
 
     def wait_connected(self, timeout_s: float) -> None:
         """Block until connected; raises TransportError with what is in the way once that is known."""
@@ -375,14 +381,18 @@ class MqttTransport:
                 return
             client.accepted = True
             with self._lock:
-                self._live, topics = client, self._topics
+                topics = self._topics
+            self._subscribing.clear()
+            self._subscribe(client, topics)
+            with self._lock:
+                self._live, meanwhile = client, self._topics - topics
+            self._subscribe(client, meanwhile)
             if not self._proven and self._mqtt.protocol == "5" and not self._v5 and "version" not in self._denied:
                 self._denied.add("version")
                 log.warning("broker %s does not speak MQTT 5: using 3.1.1", self._where)
             self._proven = True
             log.info("connected to broker %s (MQTT %s)", self._where, "5" if self._v5 else "3.1.1")
             self._problem = None
-            self._subscribe(client, topics)
             if self._status_topic and not self._stopping.is_set():
                 client.publish(self._status_topic, ONLINE, qos=1, retain=True)
             self._settled.set()
@@ -415,7 +425,9 @@ class MqttTransport:
         self._call(self._hooks[2], (client.number, mid), ok)
 
     def _on_subscribe(self, _c: paho.Client, _u: Any, mid: int, codes: list[ReasonCode], _p: Any) -> None:
-        for topic, code in zip(self._subscribing.pop(mid, ()), codes, strict=False):
+        with self._asking:
+            topics = self._subscribing.pop(mid, ())
+        for topic, code in zip(topics, codes, strict=False):
             if code.value >= 0x80:
                 self._once(topic, f"the broker refuses the subscription to {topic}: {code}; check its access rules")
 
@@ -428,16 +440,17 @@ class MqttTransport:
         if not topics:
             return
         ordered = tuple(sorted(topics))
+        request: Any = [(topic, 1) for topic in ordered]
         if self._v5:
             handling = (
                 SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if self._old else SubscribeOptions.RETAIN_DO_NOT_SEND
             )
             options = SubscribeOptions(qos=1, retainHandling=handling)
-            _, mid = client.subscribe([(topic, options) for topic in ordered])
-        else:
-            _, mid = client.subscribe([(topic, 1) for topic in ordered])
-        if mid is not None:
-            self._subscribing[mid] = ordered
+            request = [(topic, options) for topic in ordered]
+        with self._asking:
+            _, mid = client.subscribe(request)
+            if mid is not None:
+                self._subscribing[mid] = ordered
 
     def _call(self, hook: Callable[..., None] | None, *args: Any) -> None:
         if hook is None:

@@ -168,7 +168,7 @@ def scores_as_offline(path: Path, folder: Path, port: int, scored: int = 3) -> N
     }  # fmt: skip
     config = write_plant(folder, port, {"s": sensor})
     with Agent(config) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         replay(load(config), "s", folder / "run.npz")
         until(lambda: agent.daemon.worker.sensors["s"].windows >= n_windows, 60.0, f"{n_windows} windows")
     got = agent.rows("SELECT seq, score FROM scores ORDER BY id")

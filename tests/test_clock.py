@@ -80,7 +80,7 @@ def test_an_agent_whose_clock_is_set_goes_on(
     path = write_plant(tmp_path, broker.port, {"a": {}, "b": {"payload": {"format": "f32le"}}})
     ear, clock = listen("edge/#"), Clock(begin)
     with Agent(path, clock=clock) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
 
         def send(seqs: range) -> None:
             for seq in seqs:

@@ -58,7 +58,7 @@ def test_fifty_kills_lose_no_state_and_double_no_event(tmp_path: Path, broker: B
     stop.set()
     publisher.join()
     with Agent(path) as last:
-        until(lambda: last.daemon._transport.connected)
+        until(lambda: last.daemon._transport.listening)
         until(lambda: not last.rows("SELECT 1 FROM outbox WHERE sent IS NULL"), 30, "an empty outbox")
     ear_events = [json.loads(payload) for payload in ear.on("edge/t/s/a/event")]
     ear.close()

@@ -299,7 +299,7 @@ def test_a_quarantine_ends_by_itself_and_lasts_longer_each_time(
     path = write_plant(tmp_path, broker.port)
     ear = listen("edge/#")
     with Agent(path, change=change) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         sensor = agent.daemon.worker.sensors["a"]
         for seq in range(6):
             ear.publish("plant/a", message(seq, 1.5))

@@ -47,7 +47,7 @@ def test_int8_scores_in_the_database_are_exactly_those_of_the_command(tmp_path: 
     }
     path = write_plant(tmp_path, broker.port, sensors)
     with Agent(path) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         sources = (("vib", tmp_path / "run.npz"), ("snd", clips))
         both = [threading.Thread(target=replay, args=(load(path), *pair)) for pair in sources]
         for thread in both:

@@ -192,7 +192,7 @@ def test_the_agent_hears_the_regimes_topic(
     path = write_plant(tmp_path, broker.port, {"a": {"regime": regime}})
     ear = listen("edge/#")
     with Agent(path) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         ear.wait("edge/t/s/a/state")
         ear.publish("plant/a", message(0))
         ear.publish("plant/rpm", {"v": 800, "ts": 1_790_000_000})

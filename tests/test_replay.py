@@ -62,7 +62,7 @@ def test_vibration_and_sound_give_one_row_a_window_and_the_offline_scores(tmp_pa
     )
     config = load(path)
     with Agent(path) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         results: dict[str, Any] = {}
         both = [
             threading.Thread(target=lambda s=s, p=p: results.update({s: replay(config, s, tmp_path / p)}))
@@ -96,7 +96,7 @@ def test_recordings_without_times_end_now_at_full_speed(tmp_path: Path, broker: 
         np.save(tmp_path / "runs" / f"{i}.npy", healthy(100_000, seed=i)[0])
     path = write_plant(tmp_path, broker.port, {"a": {"payload": {"format": "f32le", "header": payload}}})
     with Agent(path) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         said: list[str] = []
         result = replay(load(path), "a", tmp_path / "runs", progress=said.append)
         until(lambda: len(agent.rows("SELECT 1 FROM scores")) >= result["scores"])
@@ -129,7 +129,7 @@ def test_full_speed_does_not_overflow_a_slow_agent(tmp_path: Path, broker: Broke
         return {"a": changed(ready, judge=changed(ready.judge, model=slow))}
 
     with Agent(path, change=change) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         result = replay(load(path), "a", tmp_path / "run.npy")
         _scored(agent, a=600)
     assert result["paced"] == "scores"
@@ -147,7 +147,7 @@ def test_the_same_recording_can_be_replayed_again(tmp_path: Path, broker: Broker
     (tmp_path / "old.jsonl").write_text("\n".join(lines))
     path = write_plant(tmp_path, broker.port)
     with Agent(path) as agent:
-        until(lambda: agent.daemon._transport.connected)
+        until(lambda: agent.daemon._transport.listening)
         for _ in range(2):
             replay(load(path), "a", tmp_path / "old.jsonl")
         _scored(agent, a=10)
