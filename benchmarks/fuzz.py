@@ -398,12 +398,14 @@ def _alarm(_number: int, _frame: object) -> None:
     raise _Hang
 
 
+_TRIM: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+
+
 def rss_bytes() -> int:
     """Of this process, once what is no longer used has been given back: a peak that the collector has not yet seen is no growth."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None:
-        trim(0)
+    if _TRIM is not None:
+        _TRIM(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -467,8 +469,12 @@ def in_parallel(seed: int, counts: dict[str, int], workers: int) -> list[Finding
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
     processes = [context.Process(target=_work, args=(seed, counts, i, workers, out)) for i in range(workers)]
+    # The interpreter's own pools are given back only when wholly empty: what lies scattered in them would be taken for growth.
+    pools = os.environ.get("PYTHONMALLOC")
+    os.environ["PYTHONMALLOC"] = "malloc"
     for process in processes:
         process.start()
+    os.environ.pop("PYTHONMALLOC") if pools is None else os.environ.update(PYTHONMALLOC=pools)
     total, done = sum(counts.values()), [0] * workers
     heard, results = [time.monotonic()] * workers, [Findings() for _ in range(workers)]
     running = set(range(workers))

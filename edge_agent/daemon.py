@@ -191,6 +191,7 @@ class Daemon:
                 "a thread of the agent has ended; stopping with an error so that it is started again"
             )
             return False
+        self._keeper.watch()
         now = self._monotonic()
         if self._health_due or now - self._reported >= self.config.health_every_s:
             self._health_due = False

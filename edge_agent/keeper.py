@@ -13,6 +13,7 @@ state, and sheds the oldest scores. What is done about it:
     full       the oldest scores are deleted, a slice at a time, until the rest finds room
     damaged, deleted, replaced   set aside under a new name; a fresh one with what memory and the old one hold
     read-only, failing           tried again every `RETRY_S`; alarms that waited `UNSTORED_S` go out unrecorded
+    silent (a call never returns)   the same; the main thread does it, by `watch`
 """
 
 from __future__ import annotations
@@ -140,6 +141,9 @@ class Keeper:
         self._rate, self._room, self._room_at = _Rate(now), 0.0, now
         self._checked: str | None = None
         self._batch_states: dict[str, PipelineState] = {}
+        self._writing: dict[str, _Pending] = {}
+        self._busy_since: float | None = None  # while the store thread waits for the disk
+        self._silent = False
         self._set_aside = None if begun.set_aside is None else begun.set_aside.name
         if self._store is not None:
             self._opened(self._store)
@@ -229,6 +233,19 @@ class Keeper:
             self._requests.append((lambda store: self._judged(store, alarm_id, true, by, why), answer))
             self._wake.notify()
 
+    def watch(self) -> None:
+        """For the main thread's round. Where the disk has not answered for `UNSTORED_S` the store thread cannot say so: alarms
+        that wait go out unrecorded, and health tells."""
+        now, busy = self._monotonic(), self._busy_since
+        if busy is None or now - busy < UNSTORED_S:
+            return
+        trouble = f"{self._path}: the disk has not answered for {now - busy:.0f} s"
+        if not self._silent:
+            self._silent = True
+            log.error("%s; scoring goes on, rows are kept in memory", trouble)
+        self.stats = replace(self.stats, trouble=trouble, shed_scores=self._shed)
+        self._publish_unstored(stored=False)
+
     def alive(self) -> bool:
         """False after a bug ended the thread."""
         return self._thread.is_alive()
@@ -267,11 +284,15 @@ class Keeper:
                     self._transport.publish(topic, payload, qos=1, retain=True)
             # While there is trouble nothing but the next attempt touches the disk.
             if now >= self._retry_at or stopping:
+                self._busy_since = now
                 try:
                     self._round(now, wanted, stopping)
                 except StoreError as error:
                     self._retry_at = now + RETRY_S
                     self._mend(error, now)
+                self._busy_since = None
+                if self._silent:
+                    self._answered(self._monotonic() - now)
             waiting = self._in_flight or (self._outbox_open and self._transport.connected)
             if stopping and (not waiting or now >= self._deadline or self._failing):
                 self._close()
@@ -323,6 +344,7 @@ class Keeper:
     def _take(self) -> dict[str, _Pending]:
         with self._lock:
             batch, self._pending = self._pending, {}
+            self._writing = batch
             self._batch_states = {sensor: self._states[sensor] for sensor in batch}
             self._urgent = False
         return batch
@@ -342,6 +364,7 @@ class Keeper:
 
     def _let_out(self, batch: dict[str, _Pending]) -> None:
         """What waited for the commit: events go by the outbox, answers and states at once."""
+        self._writing = {}
         for sensor, pending in batch.items():
             self._rate.add(len(pending.measured), sum(len(event.payload) for event in pending.events), len(pending.events))
             if pending.events:
@@ -376,6 +399,7 @@ class Keeper:
             self._remembered.popitem(last=False)
 
     def _put_back(self, batch: dict[str, _Pending]) -> None:
+        self._writing = {}
         for sensor, old in batch.items():
             new = self._pending.get(sensor)
             if new is not None:
@@ -520,6 +544,13 @@ class Keeper:
             self._failed(again, now)
         self._tell_unstored(now)
 
+    def _answered(self, after_s: float) -> None:
+        self._silent = False
+        self._trouble = f"{self._path}: the disk did not answer for {after_s:.0f} s"
+        self._told_until = self._monotonic() + TOLD_S
+        log.warning("%s; it works again", self._trouble)
+        self.stats = replace(self.stats, trouble=self._trouble)
+
     def _replace(self, error: StoreError, now: float) -> None:
         old, self._store = self._store, None
         with self._lock:
@@ -543,12 +574,20 @@ class Keeper:
 
     def _tell_unstored(self, now: float) -> None:
         """Alarms that could not be put on record for a while: heard without a record is better than not heard."""
-        if now - self._since < UNSTORED_S or not self._transport.connected:
+        if now - self._since >= UNSTORED_S:
+            self._publish_unstored(stored=self._store is not None)
+
+    def _publish_unstored(self, *, stored: bool) -> None:
+        """stored: whether what is on record already can be sent from there."""
+        if not self._transport.connected:
             return
         with self._lock:
-            waiting = [(row, p.announce) for p in self._pending.values() for row in _outbox_rows(p)]
-        if self._store is None:
-            waiting = [*((row, None) for row in self._remembered.values()), *waiting]
+            batches = (self._writing, self._pending)
+            waiting = [(row, p.announce) for batch in batches for p in batch.values() for row in _outbox_rows(p)]
+            if not stored:
+                under_way = {row.event_id for row in list(self._in_flight.values())}
+                known = [(row, None) for row in list(self._remembered.values()) if row.event_id not in under_way]
+                waiting = [*known, *waiting]
         for row, announce in waiting:
             if row.event_id in self._unstored:
                 continue

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -351,3 +353,55 @@ def test_a_disk_that_may_only_be_read_stops_neither_scoring_nor_alarms(
         until(lambda: len(heard(ear)) == 4)
     assert heard(ear) == set(stored(database))
     assert rows(database, "SELECT count(*) FROM scores") == [(stream.seq,)]
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """A function that freezes and thaws an ext4 of its own in tmp_path/disk: writes to it do not return meanwhile."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    steps = (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(folder)], ["fsfreeze", "-f", str(folder)])
+    for step in steps:
+        if shutil.which(step[0]) is None or subprocess.run(step, capture_output=True).returncode:
+            subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+            pytest.skip(f"{step[0]} does not work here")
+    subprocess.run(["fsfreeze", "-u", str(folder)], check=True)
+
+    def freeze(on: bool) -> None:
+        subprocess.run(["fsfreeze", "-f" if on else "-u", str(folder)], check=on, capture_output=True)
+
+    # Nobody could end a process that waits for a frozen disk.
+    last = threading.Timer(60.0, freeze, (False,))
+    last.start()
+    yield freeze
+    last.cancel()
+    freeze(False)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_disk_that_does_not_answer_silences_no_alarm(
+    tmp_path: Path, broker: Broker, listen: Listen, frozen: Callable[[bool], None]
+) -> None:
+    """While writes never return the alarm goes out all the same and health says why; then it is on record, once."""
+    database = tmp_path / "disk" / "agent.db"
+    path = write_plant(tmp_path, broker.port, database=str(database))
+    ear = listen("edge/#")
+    stream = Stream(ear)
+    with Agent(path) as agent:
+        ear.wait("edge/t/status")
+        stream.calm(8)
+        until(lambda: agent.rows("SELECT count(*) FROM scores") == [(8,)])
+        frozen(True)
+        stream.alarm()
+        until(lambda: len(heard(ear)) == 2, what="the alarm, unrecorded")
+        until(lambda: "has not answered for" in (ear.json("edge/t/health")[-1]["store_trouble"] or ""), what="health's word")
+        frozen(False)
+        until(lambda: len(stored(database)) == 2 and all_sent(database), what="the record")
+        until(lambda: agent.rows("SELECT count(*) FROM scores") == [(stream.seq,)], what="every row")
+        time.sleep(1.5)
+        stream.calm(1)
+        until(lambda: ear.json("edge/t/health")[-1]["store_trouble"] is None, what="the all-clear")
+    assert heard(ear) == set(stored(database))
