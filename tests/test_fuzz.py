@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from benchmarks.bounds import FUZZ
 from edge_agent import bundle, commands, config
 from edge_agent.errors import BundleError, ConfigError
 
+FLAT = {"growth_mib": 0.0, "inputs": 1000}
 COUNTS = fuzz.shares(3000, 400, 400)
 
 
 def test_some_thousand_mutants_are_decoded_or_refused_with_a_reason() -> None:
     """A short run over every kind of input: no crash, no hang, at least a tenth of the messages decode."""
     found = fuzz.run(11, fuzz.schedule(COUNTS, 0, 1), fuzz.corpus(), hang_s=FUZZ["hang_s"])
-    figures = fuzz.judged([found], {}, 11)
+    figures = fuzz.judged([found], {}, 11, FLAT)
     assert figures["missed"] == []
     assert dict(found.inputs) == COUNTS
     assert all(found.well[kind] for kind in COUNTS)
@@ -69,17 +71,32 @@ def test_a_planted_fault_is_found(
     monkeypatch.setitem(fuzz.TARGETS, "command", plant)
     found = fuzz.run(1, iter([("command", 5)]), fuzz.corpus(), hang_s=0.05)
     assert [name for name in getattr(found, where) if name.startswith("command/5")]
-    assert not fuzz.judged([found], {}, 1)["ok"]
+    assert not fuzz.judged([found], {}, 1, FLAT)["ok"]
 
 
 def test_growth_and_low_coverage_are_not_well() -> None:
-    """Memory that rises by 2 MiB over the last three quarters, or 94.9 % of the branches, fails the run."""
-    found = fuzz.Findings(Counter(json=100), Counter(json=50), rss=[(i, i * 2**20 // 15) for i in range(40)])
-    assert fuzz.growth_mib(found.rss) == pytest.approx(1.93, abs=0.01)
-    assert not fuzz.judged([found], {}, 1)["ok"]
+    """Memory that rises over the same inputs, blocks that stay over new ones, or 94.9 % of the branches fail the run."""
+    rising = [(i, 400 * i) for i in range(40)]
+    assert fuzz.growth(rising) == pytest.approx(400 * 29)
     well = fuzz.Findings(Counter(json=100), Counter(json=50))
-    assert fuzz.judged([well], {"config": 95.0}, 1)["ok"]
-    assert not fuzz.judged([well], {"config": 94.9}, 1)["ok"]
+    assert fuzz.judged([well], {"config": 95.0}, 1, FLAT)["ok"]
+    assert not fuzz.judged([well], {"config": 94.9}, 1, FLAT)["ok"]
+    assert not fuzz.judged([well], {"config": 95.0}, 1, {"growth_mib": 0.3, "inputs": 1000})["ok"]
+    assert not fuzz.judged([well], {"config": 95.0}, 1, None)["ok"]
+    kept = fuzz.Findings(Counter(json=100), Counter(json=50), blocks=rising)
+    assert not fuzz.judged([kept], {"config": 95.0}, 1, FLAT)["ok"]
+
+
+def test_a_parser_that_keeps_its_inputs_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One kilobyte kept of each message shows over the same messages, one block of each over new ones."""
+    kept: list[bytearray] = []
+    monkeypatch.setattr(fuzz, "corpus", lambda: {"json": [fuzz.Seed("json/x", b"[1, 2, 3]")]})
+    monkeypatch.setitem(fuzz.TARGETS, "json", lambda *_: kept.append(bytearray(1024)))
+    fuzz.main_repeated(1, 100)
+    assert json.loads(capsys.readouterr().out)["growth_mib"] > FUZZ["growth_mib"]
+    monkeypatch.setitem(fuzz.TARGETS, "json", lambda *_: kept.append(bytearray(8)))
+    found = fuzz.run(1, (("json", i) for i in range(16_000)), fuzz.corpus(), hang_s=FUZZ["hang_s"])
+    assert fuzz.growth(found.blocks) > FUZZ["growth_blocks"]
 
 
 def test_every_refusal_to_encode_has_its_words() -> None:
