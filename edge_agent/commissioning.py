@@ -62,7 +62,7 @@ MOST_KURTOSIS = 6.0
 #: fan's blades beat without impulses; a rough bearing is impulsive without a period).
 MOST_PERIODIC = (3.8, 8.0)
 #: Bundle's score ÷ its limit, median over the learning; the second where a person vouches for the machine. A bundle for
-#: all machines may score a healthy one that it never saw above its limit (HIT-SM normal 1.6 to 3.8, its faults 15 and more).
+#: all machines may score a healthy one that it never saw above its limit (HIT-SM normal 1.4 to 4.7, its faults 6.5 and more).
 MOST_RATIO, MOST_VOUCHED = 1.0, 5.0
 #: Drift within the learning: share of the blocks' variance that a straight line explains, and its rise in standard
 #: deviations of single windows.

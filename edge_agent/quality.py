@@ -61,7 +61,8 @@ class Profile:
     """What healthy windows of one sensor are like; plain numbers, so that it can be stored. One entry a channel.
 
     rms, peak, crest : of the samples without their mean: median, largest |value|, largest peak / rms
-    quiet            : lowest rms but for windows in which nothing was left of the signal
+    quiet            : lowest rms but for windows in which nothing was left of the signal; 0: no level means that the machine is
+                       off, as in a bundle for machines of any level
     wander           : standard deviation of the means of half windows
     run, repeats     : longest run of equal samples; share of samples equal to the one before
     rails            : share of samples at the extremes, but for one at each

@@ -230,18 +230,33 @@ def test_numbers_may_be_given_as_runs(tmp_path):
             recipe.parse(good(tmp_path) | {"data": source | {"ids": [wrong]}})
 
 
-def test_the_profile_knows_the_level_of_every_machine(tmp_path):
-    """The quietest of 70 machines, one window each, sets `quiet`, though it comes after the first 64 recordings."""
+def of_levels(tmp_path, *levels):
+    """The profile of a machine a level, one window each."""
     from trainer import data
 
     found = []
-    for k in range(70):
-        x = np.random.default_rng(k).standard_normal((1, 1280)).astype(np.float32) * np.float32(0.01 if k == 69 else 1.0)
+    for k, level in enumerate(levels):
+        x = np.random.default_rng(k).standard_normal((1, 1280)).astype(np.float32) * np.float32(level)
         chunk = Chunk(x, t=600.0 * k, fs_hz=12800.0)
         found.append((Recording(f"m{k}", tmp_path, 12800.0, None, lambda c=chunk: iter([c])), data.Clip(f"m{k}", None, f"id_{k}")))
-    raw = good(tmp_path) | {"window": {"n_samples": 1280}}
-    known = data.table(recipe.parse(raw), found).profile
-    assert known.quiet == pytest.approx([0.01], rel=0.2)
+    return data.table(recipe.parse(good(tmp_path) | {"window": {"n_samples": 1280}}), found).profile
+
+
+def test_the_profile_knows_the_level_of_every_machine(tmp_path):
+    """The quietest of 70 machines sets `quiet`, though it comes after the first 64 recordings."""
+    assert of_levels(tmp_path, *[1.0] * 69, 0.2).quiet == pytest.approx([0.2], rel=0.1)
+
+
+def test_where_machines_differ_by_more_than_20_db_no_level_means_off(tmp_path):
+    """Machines of 1 and 0.05: `quiet` is 0, and a window 60 dB down is scored; zeros are still no signal."""
+    from edge_agent import quality
+
+    known = of_levels(tmp_path, 1.0, 0.05)
+    assert known.quiet == (0.0,)
+    x = np.float32(1e-3) * np.random.default_rng(9).standard_normal((1, 1280)).astype(np.float32)
+    assert quality.inspect(x, 12800.0, known).quality == "good"
+    assert quality.inspect(x, 12800.0, of_levels(tmp_path, 1.0, 0.5)).reasons == ("signal_lost",)
+    assert quality.inspect(0.0 * x, 12800.0, known).reasons == ("signal_lost",)
 
 
 def test_simulated_machines_are_recordings_of_their_own_without_a_fault(tmp_path):

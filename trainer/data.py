@@ -24,7 +24,7 @@ from scipy import fft
 from edge_agent import simulate
 from edge_agent.errors import ConfigError, Problem, RecordingError
 from edge_agent.features import FeatureSet, FeatureSpec
-from edge_agent.quality import Profile
+from edge_agent.quality import IDLE, Profile
 from edge_agent.recordings import Ask, Recording, open_recordings, windows
 from edge_agent.signals import F32, F64, Chunk
 from trainer import spans
@@ -153,6 +153,7 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
     power: F64 | float = 0.0
     profile: Profile | None = None
     profiled: Counter[str] = Counter()
+    levels: dict[str, list[float]] = {}
     n_spectra = n_profiled = n_short = 0
     for recording, clip in found:
         if features is None:
@@ -202,6 +203,7 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
                     profile = part if profile is None else profile.joined(part, n_profiled, len(x[:some]))
                     n_profiled += len(x[:some])
                     profiled[clip.machine or ""] += len(x[:some])
+                    levels.setdefault(clip.machine or "", []).append(max(part.rms))
         n_short += len(starts) == n_before
         clips.append(clip)
     if features is None or not starts:
@@ -209,6 +211,8 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
             f"{recipe.origin}: {len(clips)} recordings, {n_short} of them shorter than one window; "
             "expected at least one whole window: choose a shorter window"
         )
+    if profile is not None and _apart(levels.values()):
+        profile = replace(profile, quiet=(0.0,) * len(profile.quiet))
     return Table(
         features.spec,
         features.names,
@@ -219,6 +223,12 @@ def table(recipe: Recipe, found: Iterable[tuple[Recording, Clip]] | None = None)
         np.sqrt(np.asarray(power) / max(n_spectra, 1)),
         profile,
     )
+
+
+def _apart(levels: Iterable[Sequence[float]]) -> bool:
+    """Whether the machines' levels lie so far apart that what is an idle one here is a healthy one there."""
+    each = [float(np.median(level)) for level in levels]
+    return min(each) < IDLE * max(each)
 
 
 def _check_rates(recipe: Recipe) -> None:
