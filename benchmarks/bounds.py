@@ -62,7 +62,7 @@ BUDGET = {"median": (0.5, 2.0), "draws": (0.3, 3.0), "share": 0.9, "must_s": 7 *
 WHAT_IF = {"windows": 259_200, "seconds": 2.0, "events": 20}
 
 #: `make fuzz`: at least this share of the mutated messages decodes; an input takes at most `hang_s`, a process of many is silent
-#: for at most `silent_s`; memory over the last three quarters; branches of the payload and of the configuration code in percent.
+#: for at most `silent_s`; branches of the payload and of the configuration code in percent.
 #: growth_mib: of a process that is given the same mutants again and again; growth_blocks: live memory blocks over a run of new ones.
 FUZZ = {"decoded_share": 0.1, "hang_s": 5.0, "silent_s": 120.0, "growth_mib": 0.25, "growth_blocks": 5000.0, "coverage": 95.0}
 
