@@ -21,8 +21,8 @@ help:  ## this list
 demo: $(VENV)/.installed-demo  ## a broker, a simulated machine, the agent: from start to an alarm in a minute
 	@$(BIN)/edge-agent demo
 
-test: $(VENV)/.installed-all  ## all tests but the long trainings
-	@$(BIN)/python -m pytest -m "not heavy"
+test: $(VENV)/.installed-all  ## all tests but the long trainings, as many at a time as there are cores, up to four
+	@$(BIN)/python -m pytest -m "not heavy" -n auto --maxprocesses 4 --dist loadscope
 
 check: $(VENV)/.installed-all  ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

@@ -31,7 +31,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 from edge_agent import alarms, episodes, thresholds
 from edge_agent.alarms import AlarmPolicy
@@ -527,8 +526,8 @@ def autoregression(z: F64) -> F64:
     """
     n = z.size
     top = max(1, min(MOST_ORDER, n // 25))
-    spectrum = fft.rfft(z - z.mean(), fft.next_fast_len(2 * n))
-    covariance = fft.irfft(np.abs(spectrum) ** 2, fft.next_fast_len(2 * n))[: top + 1] / n
+    size = 1 << (2 * n).bit_length()
+    covariance = np.fft.irfft(np.abs(np.fft.rfft(z - z.mean(), size)) ** 2, size)[: top + 1] / n
     best, a, error = (n * math.log(covariance[0]), np.zeros(0)), np.zeros(0), float(covariance[0])
     for order in range(1, top + 1):
         reflection = (covariance[order] - float(a @ covariance[order - 1 : 0 : -1][: a.size])) / error
@@ -591,8 +590,8 @@ def _third_of_five(z: F64) -> F64:
 def dependence_time(z: F64) -> float:
     """Windows that are worth one independent one: 1 + 2 Σ autocorrelation, up to where it is lost in noise."""
     n = z.size
-    size = fft.next_fast_len(2 * n)
-    c = fft.irfft(np.abs(fft.rfft(z - z.mean(), size)) ** 2, size)[: max(2, n // 4)]
+    size = 1 << (2 * n).bit_length()
+    c = np.fft.irfft(np.abs(np.fft.rfft(z - z.mean(), size)) ** 2, size)[: max(2, n // 4)]
     r = c / c[0]
     lost = np.flatnonzero(r < 2.0 / math.sqrt(n))
     stop = int(lost[0]) if lost.size else r.size
@@ -604,8 +603,8 @@ def simulate(coefficients: F64, size: int, rng: np.random.Generator) -> F64:
     noise = rng.standard_normal(size)
     if not coefficients.size:
         return noise
-    transfer = fft.rfft(np.r_[1.0, -coefficients], size)
-    x = fft.irfft(fft.rfft(noise) / transfer, size)
+    transfer = np.fft.rfft(np.r_[1.0, -coefficients], size)
+    x = np.fft.irfft(np.fft.rfft(noise) / transfer, size)
     return np.asarray(x / x.std(), np.float64)
 
 

@@ -466,12 +466,10 @@ def impulse(x: F32, fs_hz: float) -> Impulse:
     High-passed at fs / 16, ideal. Gaussian noise has kurtosis 3 and a peak of 3 to 4, silence 0 and 0; a sine 1.5.
     The envelope is squared; its spectrum is looked at from the third bin or 5 Hz to fs / 20.
     """
-    from scipy import fft
-
     n = x.shape[-1]
-    spectrum = fft.fft(np.asarray(x, np.float64) - x.mean(-1, keepdims=True))
-    f = fft.fftfreq(n, 1.0 / fs_hz)
-    analytic = fft.ifft(np.where(f >= fs_hz / 16.0, 2.0 * spectrum, 0.0))
+    spectrum = np.fft.fft(np.asarray(x, np.float64) - x.mean(-1, keepdims=True))
+    f = np.fft.fftfreq(n, 1.0 / fs_hz)
+    analytic = np.fft.ifft(np.where(f >= fs_hz / 16.0, 2.0 * spectrum, 0.0))
     power = np.square(analytic.real)
     second = np.square(power.mean(-1))
     tiny = 1e-30 * np.square(np.square(np.asarray(x, np.float64)).mean(-1))
@@ -480,7 +478,7 @@ def impulse(x: F32, fs_hz: float) -> Impulse:
     if not kurtosis[channel] > 0.0:
         return Impulse(0.0, 0.0)
     envelope = np.square(np.abs(analytic[channel]))
-    lines = np.abs(fft.rfft(envelope - envelope.mean()))
+    lines = np.abs(np.fft.rfft(envelope - envelope.mean()))
     first = max(3, math.ceil(5.0 * n / fs_hz))
     lines = lines[first : max(first + 1, int(n / 20))]
     middle = float(np.median(lines)) if lines.size else 0.0

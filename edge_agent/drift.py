@@ -99,16 +99,14 @@ def correlation_time(x: F64) -> float:
     Geyer's initial positive sequence (Statistical Science 7, 1992): the sum ends where a pair of neighbouring lags
     is no longer positive. White noise gives about 1, AR(1) at lag-1 correlation r about (1 + r) / (1 - r): 19 at 0.9.
     """
-    from scipy import fft
-
     x = np.asarray(x, np.float64)
     n = x.size
     x = x - x.mean() if n else x
     variance = float(x @ x)
     if n < 8 or not variance > 0.0:
         return 1.0
-    spectrum = np.abs(fft.rfft(x, 2 * n)) ** 2
-    rho = fft.irfft(spectrum, 2 * n)[:n] / variance
+    spectrum = np.abs(np.fft.rfft(x, 2 * n)) ** 2
+    rho = np.fft.irfft(spectrum, 2 * n)[:n] / variance
     pairs = rho[: n // 2 * 2].reshape(-1, 2).sum(1)
     stop = int(np.argmax(pairs <= 0.0)) if (pairs <= 0.0).any() else pairs.size
     return float(min(max(2.0 * pairs[:stop].sum() - 1.0, 1.0), max(1.0, n / 4.0)))

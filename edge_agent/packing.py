@@ -1,7 +1,7 @@
 """A sensor's state as it lies in the database: MessagePack, deflated against what every state has in common.
 
 A commit every 5 s writes the state of every sensor to the card, mostly the same names over and over. Against a dictionary
-of those names about 1400 bytes become 450, so that two states share a page of the database.
+of those names about 1400 bytes become 400, so that two states share a page of the database.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-#: States on disk can only be read with this: it is never changed. Names that came later cost a few bytes.
-_TYPICAL: dict[str, Any] = {
+#: States on disk can only be read with what they were deflated against: it is never changed. Names that came later cost a few
+#: bytes each, until another dictionary is put behind the others.
+_FIRST: dict[str, Any] = {
     "version": 1,
     "state": {
         "profiles": {"acting": None, "going": None, "n": 0},
@@ -46,14 +47,33 @@ _TYPICAL: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-_DICTIONARY = msgspec.msgpack.encode(_TYPICAL)
+_TROUBLE: dict[str, Any] = {
+    "slots": [[], [], [], [], []], "episode": None, "since": None, "seen": [], "n": 0, "counts": {}, "mean": [0.0], "former": [],
+    "stepped": 0, "level": [], "tainted": False, "windows": 0, "empty": 0, "content": None,
+    "pace": {"t": 1.8e9, "n": 8192, "steps": [], "seq": 1, "steady": True},
+    "receipts": {
+        "begun": 0.0, "t": 0.0, "n": 0, "last": 1, "spacings": 0, "longest": 0.0, "seq": None, "before": 0.0, "steady": True,
+        "off": 0.0, "behind": 0.0,
+    },
+}  # fmt: skip
+_SECOND: dict[str, Any] = {
+    "version": 1,
+    "state": {
+        **_FIRST["state"],
+        "windower": {**_FIRST["state"]["windower"], "stepped": 0.0},
+        "trouble": _TROUBLE,
+    },
+}
+#: By their checksum, which stands in what was deflated; the last one is written with.
+_DICTIONARIES = {zlib.adler32(zdict): zdict for zdict in map(msgspec.msgpack.encode, (_FIRST, _SECOND))}
+_WRITTEN = [*_DICTIONARIES.values()][-1]
 #: MessagePack of a state begins with a map (0x8n), a deflated one with this.
 _DEFLATED = 0x78
 
 
 def pack(raw: bytes) -> bytes:
     """MessagePack of a state, for the database."""
-    deflate = zlib.compressobj(6, zdict=_DICTIONARY)
+    deflate = zlib.compressobj(6, zdict=_WRITTEN)
     return deflate.compress(raw) + deflate.flush()
 
 
@@ -61,7 +81,8 @@ def unpack(blob: bytes) -> bytes:
     """The inverse of `pack`; what an earlier version wrote without it comes back as it is. Raises ValueError."""
     if blob[:1] != bytes([_DEFLATED]):
         return blob
+    zdict = _DICTIONARIES.get(int.from_bytes(blob[2:6], "big"), _WRITTEN)
     try:
-        return zlib.decompressobj(zdict=_DICTIONARY).decompress(blob)
+        return zlib.decompressobj(zdict=zdict).decompress(blob)
     except zlib.error as error:
         raise ValueError(f"a stored state of {len(blob)} bytes cannot be inflated ({error}); expected what `pack` made") from error

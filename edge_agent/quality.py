@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent import fft
 from edge_agent.signals import F32, F64
 
 GOOD, SUSPECT, BAD = "good", "suspect", "bad"
@@ -47,6 +48,8 @@ MAINS, GRID_HZ, HARMONICS = (50.0, 60.0), 0.25, 8
 CYCLES = 6
 #: A line is this many times the median of the bins around it; noise alone reaches it once in some thousand bins.
 STANDS_OUT = 12.0
+#: Half of that is enough for a healthy window to count as one that has the line.
+KNOWN = 6.0
 #: Share of samples at the extremes from which the healthy windows are clipped themselves, and tell nothing of it.
 RAILS = 0.002
 #: Bands from which two spectra have shapes that can be told apart.
@@ -68,7 +71,8 @@ class Profile:
     rails            : share of samples at the extremes, but for one at each
     bands            : dB, third octaves from fs/2 downwards; `half`: of every other sample (a stream of half the rate)
     spread           : dB, rms difference of a healthy window's bands from `bands`
-    lines            : largest power at the mains' harmonics, 50 Hz then 60 Hz, as a share of all power
+    lines            : largest power of a line at the mains' harmonics, 50 Hz then 60 Hz, as a share of all power; 0 where there
+                       is power, such as a fan's rumble, and no line
     """
 
     fs_hz: float
@@ -119,7 +123,7 @@ class Profile:
             bands=tuple(map(_floats, bands)),
             half=tuple(map(_floats, np.mean([s.bands for s in slow], 0))),
             spread=_floats(spread),
-            lines=tuple(map(_floats, np.max([s.lines for s in spectra], 0))),
+            lines=tuple(map(_floats, np.max([_lines(s) for s in spectra], 0))),
         )
 
     def joined(self, other: Profile, n: int, more: int = 1) -> Profile:
@@ -353,24 +357,34 @@ def _without_spikes(ac: F32, high: NDArray[np.bool_], healthy: _Healthy | None) 
         wild = np.flatnonzero((bend > 8.0 * usual) & (np.abs(x[1:-1]) > floor)) + 1
         if not wild.size or wild.size > len(x) // 8:
             continue
-        mended = x.copy()
-        good = np.ones(len(x), bool)
-        good[wild] = False
-        mended[wild] = np.interp(wild, np.flatnonzero(good), x[good])
-        left = np.abs(mended[1:-1] - 0.5 * (mended[:-2] + mended[2:]))
-        jump = np.abs(x[wild] - mended[wild])
-        # What the mended neighbourhood still bends, four samples to each side: ringing, where there is some.
-        beside = wild[:, None] + np.arange(-4, 5) - 1
-        rings = left[np.clip(beside, 0, len(left) - 1)].max(-1)
-        alone = (rings < np.maximum(0.25 * jump, 0.0)) & np.isin(wild - 1, wild, invert=True)
-        alone &= np.isin(wild + 1, wild, invert=True)
+        mended, alone, jump = _mended(x, wild)
         enough = alone.sum() >= 3 or bool((jump[alone] > 14.0 * usual).any())
         if not enough or alone.sum() < 0.6 * len(wild):
             continue
+        # Where some words are wrong, others are so within the healthy peaks: the sharpest bend around, and nothing rings after it.
+        bend = np.abs(mended[1:-1] - 0.5 * (mended[:-2] + mended[2:]))
+        small = np.flatnonzero((bend[1:-1] > 6.0 * usual) & (bend[1:-1] > np.maximum(bend[:-2], bend[2:]))) + 2
+        if small.size:
+            _, alone, _ = _mended(mended, small)
+            mended, *_ = _mended(mended, small[alone])
         if not any_found:
             out, any_found = ac.copy(), True
         out[c] = mended
     return out, any_found
+
+
+def _mended(x: F32, wild: NDArray[np.intp]) -> tuple[F32, NDArray[np.bool_], F32]:
+    """x with the samples `wild` interpolated; which of them nothing rings after; by how much they stood out."""
+    mended, good = x.copy(), np.ones(len(x), bool)
+    good[wild] = False
+    mended[wild] = np.interp(wild, np.flatnonzero(good), x[good])
+    left = np.abs(mended[1:-1] - 0.5 * (mended[:-2] + mended[2:]))
+    jump: F32 = np.abs(x[wild] - mended[wild])
+    # What the mended neighbourhood still bends, four samples to each side: ringing, where there is some.
+    beside = wild[:, None] + np.arange(-4, 5) - 1
+    rings = left[np.clip(beside, 0, len(left) - 1)].max(-1)
+    alone: NDArray[np.bool_] = (rings < 0.25 * jump) & np.isin(wild - 1, wild, invert=True) & np.isin(wild + 1, wild, invert=True)
+    return mended, alone, jump
 
 
 def _clipped(x: F32, hi: F32, lo: F32, healthy: _Healthy | None) -> NDArray[np.bool_] | None:
@@ -507,11 +521,9 @@ def _plan(n: int, fs_hz: float, n_bands: int | None) -> _Plan:
 
 def _spectrum(ac: F32, fs_hz: float, n_bands: int | None = None) -> _Spectrum:
     """(C, n) without mean -> third octaves in dB, mains lines, power."""
-    import scipy.fft
-
     plan = _plan(ac.shape[1], fs_hz, n_bands)
     m = len(plan.window)
-    parts = [scipy.fft.rfft(ac[:, s : s + m] * plan.window) for s in plan.starts]
+    parts = [fft.rfft(ac[:, s : s + m] * plan.window) for s in plan.starts]
     power = _squared(parts[0])
     if len(parts) > 1:
         power = sum((_squared(p) for p in parts[1:]), power) / np.float32(len(parts))
@@ -610,10 +622,11 @@ def _hum(spectrum: _Spectrum, ac: F32, fs_hz: float, healthy: _Healthy) -> F32 |
             # What is coupled in has the mains' own frequency; only twice that is what iron cores and fans sound.
             if not mine[0] or share[c, g * HARMONICS : (g + 1) * HARMONICS][mine].sum() < 0.05:
                 continue
+            if _height(spectrum.power[c], round(mains / spectrum.df_hz)) < KNOWN:
+                continue
             h = int(np.argmax(share[c, g * HARMONICS : g * HARMONICS + 3] * mine[:3])) + 1
             k = round(h * mains / spectrum.df_hz)
-            around = np.r_[spectrum.power[c, max(1, k - 8) : max(1, k - 2)], spectrum.power[c, k + 3 : k + 9]]
-            if around.size and spectrum.power[c, k - 1 : k + 2].max() < STANDS_OUT * np.median(around):
+            if _height(spectrum.power[c], k) < STANDS_OUT:
                 continue
             f = _exact_hz(ac[c], h * mains, fs_hz)
             slack = max(GRID_HZ * h, 0.04 * fs_hz / ac.shape[1])
@@ -622,6 +635,22 @@ def _hum(spectrum: _Spectrum, ac: F32, fs_hz: float, healthy: _Healthy) -> F32 |
             out = ac.copy() if out is None else out
             out[c] = _without_lines(ac[c], f / h, fs_hz, spectrum.power[c], spectrum.df_hz)
             break
+    return out
+
+
+def _height(power: F32, k: int) -> float:
+    """The power of bin k and its neighbours over the median of the bins around them; infinite where there are none."""
+    around = np.r_[power[max(1, k - 8) : max(1, k - 2)], power[k + 3 : k + 9]]
+    return float(power[k - 1 : k + 2].max() / (np.median(around) + np.float32(_TINY))) if around.size else np.inf
+
+
+def _lines(spectrum: _Spectrum) -> F64:
+    """Shares of the mains' lines where they are lines: (C, 2 x harmonics)."""
+    out = np.zeros_like(spectrum.lines)
+    for c, i in zip(*np.nonzero(spectrum.lines), strict=True):
+        g, h = divmod(int(i), HARMONICS)
+        if _height(spectrum.power[c], round((h + 1) * MAINS[g] / spectrum.df_hz)) >= KNOWN:
+            out[c, i] = spectrum.lines[c, i]
     return out
 
 
@@ -647,9 +676,8 @@ def _without_lines(x: F32, f_hz: float, fs_hz: float, power: F32, df_hz: float) 
     for h in range(1, min(20, int(0.49 * fs_hz / f_hz)) + 1):
         turn = turn * base
         k = round(h * f_hz / df_hz)
-        around = np.r_[power[max(1, k - 8) : max(1, k - 2)], power[k + 3 : k + 9]]
         # The first is known to be there; of the others a resonance alone may hold as much.
-        if h == 1 or (around.size and power[k - 1 : k + 2].max() > STANDS_OUT * np.median(around)):
+        if h == 1 or STANDS_OUT < _height(power, k) < np.inf:
             columns += [turn.real, turn.imag]
     basis = np.stack(columns)
     left = x.astype(np.float64)

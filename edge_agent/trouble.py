@@ -36,6 +36,9 @@ EMPTY = 6
 #: Messages without times whose receipts make a leg; how far a spacing within it, and a rate from leg to leg, may differ; and
 #: spacing from where the rate is a slower one.
 LEG, UNEVEN, ALIKE, SLOWER = 8, 2.5, 0.1, 1.5
+#: Streams whose times are even: the whole numbers by which a sensor slips its rate, and how far (s) receipts must have fallen
+#: behind the times by one of them. A link that is too slow falls behind by any number.
+SLIPS, BEHIND_S = (2.0, 3.0, 4.0), 10.0
 #: Chunks shorter than this may be equal by chance.
 LEAST_EQUAL = 32
 #: How much of a good window's mean goes into the offset that a step is told from.
@@ -64,12 +67,13 @@ class Pace:
 
 @dataclass(frozen=True)
 class Receipts:
-    """When messages without times came, in legs of `LEG` of them.
+    """When messages came, in legs of `LEG` of them.
 
     begun, t, n : receipt of the leg's first message and of the last one (s), samples of those before the last
     spacings    : messages after the first; longest: the longest spacing over its message's duration
     seq         : sequence number of the last; before: ratio of the leg before, 0 where it was uneven
     steady      : whether a leg ever came as fast as fs_hz says; off: rate over fs_hz while it is a slower one, else 0
+    behind      : seconds by which the samples have fallen behind the receipts while it is a slower one
     """
 
     begun: float = 0.0
@@ -82,6 +86,7 @@ class Receipts:
     before: float = 0.0
     steady: bool = False
     off: float = 0.0
+    behind: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,12 +217,14 @@ def keep_pace(
 
     doubt : reason for which windows of this chunk are not to be scored yet: in an even stream its time lies far off,
             and no lost message explains it.
-    Where chunks state no time their receipts are asked, more slowly: networks are not even.
+    Where chunks state no time their receipts are asked, more slowly: networks are not even. Where times are well, as those of a
+    sensor that counts them from its samples always are, the receipts must be off by a whole number.
     """
     pace, n = trouble.pace, chunk.samples.shape[1]
+    receipts = _receive(trouble.receipts, spec.fs_hz, chunk, received)
+    trouble = replace(trouble, receipts=receipts)
     if chunk.t is None:
-        receipts = _receive(trouble.receipts, spec.fs_hz, chunk, received)
-        return replace(trouble, receipts=receipts), receipts.off * spec.fs_hz or None, None
+        return trouble, receipts.off * spec.fs_hz or None, None
     here = replace(pace, t=chunk.t, n=n, seq=chunk.seq)
     if pace.t is None:
         return replace(trouble, pace=here), None, None
@@ -237,10 +244,21 @@ def keep_pace(
     steady = pace.steady or (paced and abs(ratio - 1.0) <= OFF)
     trouble = replace(trouble, pace=replace(here, steps=steps, steady=steady))
     if paced and abs(ratio - 1.0) > OFF and ratio > 1.0 / PAUSE and (steady or n < spec.n_samples):
-        return trouble, spec.fs_hz / ratio, None
+        # Told by the times, so the receipts need not tell it as well, and longer.
+        receipts = Receipts(received, received, last=n, seq=chunk.seq, steady=receipts.steady)
+        return replace(trouble, receipts=receipts), spec.fs_hz / ratio, None
     if pace.steady and not 1.0 / DOUBT < spacing < DOUBT:
         return trouble, None, WRONG_RATE if chunk.seq is not None else GAP
+    if receipts.behind >= BEHIND_S and any(abs(receipts.off * slip - 1.0) <= OFF for slip in SLIPS):
+        return trouble, receipts.off * spec.fs_hz, None
     return trouble, None, None
+
+
+def without_spacings(trouble: Trouble) -> Trouble:
+    """What was found by the spacings of messages, without the spacings: they begin anew with the next messages."""
+    pace, r = replace(trouble.pace, steps=()), trouble.receipts
+    receipts = None if r is None else Receipts(last=1, steady=r.steady, off=r.off, behind=r.behind)
+    return replace(trouble, pace=pace, receipts=receipts)
 
 
 def _receive(was: Receipts | None, fs_hz: float, chunk: Chunk, received: float) -> Receipts:
@@ -252,7 +270,7 @@ def _receive(was: Receipts | None, fs_hz: float, chunk: Chunk, received: float) 
     spacing = (received - was.t) * fs_hz / was.last
     lost = chunk.seq is not None and was.seq is not None and chunk.seq != (was.seq + 1) & 0xFFFFFFFF
     if lost or not 0.0 <= spacing < PAUSE:
-        return Receipts(received, received, last=n, seq=chunk.seq, steady=was.steady, off=was.off)
+        return Receipts(received, received, last=n, seq=chunk.seq, steady=was.steady, off=was.off, behind=was.behind)
     r = replace(
         was, t=received, n=was.n + was.last, last=n, spacings=was.spacings + 1, longest=max(was.longest, spacing), seq=chunk.seq
     )
@@ -261,12 +279,14 @@ def _receive(was: Receipts | None, fs_hz: float, chunk: Chunk, received: float) 
     ratio = (r.t - r.begun) * fs_hz / r.n
     if r.longest > UNEVEN * ratio:
         ratio = 0.0
-    steady, off = r.steady, r.off
+    steady, off, behind = r.steady, r.off, 0.0
     if abs(ratio - 1.0) <= 2.0 * OFF:
         steady, off = True, 0.0
-    elif steady and ratio and abs(ratio / r.before - 1.0 if r.before else 1.0) <= ALIKE and ratio > SLOWER:
-        off = 1.0 / ratio
-    return Receipts(r.t, r.t, last=n, seq=r.seq, before=ratio, steady=steady, off=off)
+    elif steady and ratio > SLOWER:
+        behind = r.behind + r.t - r.begun - r.n / fs_hz
+        if abs(ratio / r.before - 1.0 if r.before else 1.0) <= ALIKE:
+            off = 1.0 / ratio
+    return Receipts(r.t, r.t, last=n, seq=r.seq, before=ratio, steady=steady, off=off, behind=behind)
 
 
 def _ratio(steps: tuple[tuple[float, int], ...], fs_hz: float) -> float:

@@ -154,7 +154,7 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
     t, gap_s = verdict
     if gap_s is not None:
         state = without_tail(state)
-    key = chunk.t if chunk.seq is None else float(chunk.seq)
+    key = chunk.t if chunk.seq is None else chunk.seq  # a whole number is stored in a third of the bytes
     state = replace(
         state,
         last_t=t,

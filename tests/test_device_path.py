@@ -107,6 +107,28 @@ def test_scoring_with_each_committed_bundle_loads_no_workstation_library() -> No
         assert forbidden_after(SCORE_ONE, str(path)) == [], path.name
 
 
+def test_a_window_with_its_check_of_quality_needs_no_more_of_scipy_than_its_transforms() -> None:
+    """From samples to alarm engine with the shipped bundle of the demo: scipy.fft, scipy.special and numpy's test tools, 20 MiB
+    and 0.3 s of every start, stay out."""
+    code = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from edge_agent import bundle, cli, daemon, offline, pipeline
+from edge_agent.signals import Chunk
+ready = offline.pipeline_for(bundle.load(Path(sys.argv[1])))
+with np.load(Path(sys.argv[1]) / "golden.npz") as data:
+    window = data["windows"][0].astype(np.float32) * np.float32(data["window_scale"])
+assert ready.judge.profile is not None
+state, outcome = pipeline.step_chunk(ready, pipeline.initial(ready), Chunk(window, t=1.8e9), 1.8e9 + 10)
+assert [m.quality for m in outcome.measured] == ["good"]
+print(json.dumps(sorted(sys.modules)))
+"""
+    path = ROOT / "models" / "demo-vae"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert {"scipy.fft", "scipy.special", "numpy.testing"}.isdisjoint(json.loads(done.stdout))
+
+
 def test_the_check_itself_sees_a_workstation_library(tmp_path: Path) -> None:
     """The same subprocess with one import of scipy.stats before it is caught."""
     make_indicator_bundle(tmp_path / "rms")

@@ -18,9 +18,12 @@ def test_unpacking_undoes_packing(raw: bytes) -> None:
     assert packing.unpack(packing.pack(raw)) == raw
 
 
-def test_the_dictionary_is_that_of_the_states_on_disk() -> None:
-    """A change of the dictionary would make every stored state unreadable: it is the one that was first shipped."""
-    assert zlib.adler32(packing._DICTIONARY) == 0x7f8b76a5
+def test_the_dictionaries_are_those_of_the_states_on_disk() -> None:
+    """A change of one would make stored states unreadable: they are those that were first shipped, and each can be read."""
+    assert list(packing._DICTIONARIES) == [0x7F8B76A5, 0x63C9B758]
+    for zdict in packing._DICTIONARIES.values():
+        deflate = zlib.compressobj(6, zdict=zdict)
+        assert packing.unpack(deflate.compress(b"state" * 9) + deflate.flush()) == b"state" * 9
 
 
 def test_a_state_of_before_is_read_as_it_is() -> None:

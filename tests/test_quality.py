@@ -174,6 +174,44 @@ def test_what_can_be_undone_is_undone() -> None:
         assert abs(float((verdict.repaired - x).mean())) < most
 
 
+def test_flipped_bits_within_the_healthy_peaks_are_undone_beside_larger_ones() -> None:
+    """Where some words lie beyond the healthy peaks, those that bend the signal and lie within them are mended as well; a ringing
+    blow of the same height beside them is left as it is."""
+    x = machine(1, 8)
+    known, top = profile(), float(profile().peak[0])
+    y = x.copy()
+    y[:, [500, 1500, 2500]] = np.float32(2.5 * top)
+    blow = np.exp(-np.arange(200) / 25.0) * np.sin(2 * np.pi * 2100.0 / FS * np.arange(200) + 0.5)
+    y[:, 3000:3200] += (0.8 * top * blow).astype(np.float32)
+    wanted = y.copy()
+    wanted[:, [500, 1500, 2500]] = x[:, [500, 1500, 2500]]
+    small = [at + int((x[0, at - 1 : at + 299] + x[0, at + 1 : at + 301]).argmin()) for at in (600, 1600, 2600)]
+    y[:, small] = np.float32(0.95 * top)
+    verdict = quality.inspect(y, FS, known, (0.0,))
+    assert verdict.reasons[:1] == ("spikes",)
+    assert verdict.repaired is not None
+    off = np.abs(verdict.repaired - wanted)
+    assert float(off[:, small].max()) < 0.4 * float((y - x)[:, small].min())
+    assert float(off[:, 3000:3200].max()) < 0.02
+
+
+def test_rumble_at_the_mains_frequency_hides_no_hum() -> None:
+    """Healthy noise with a tenth of its power in the bins at 60 Hz has no line there: a mains line in it is found, and the
+    rumble alone is not taken for one. A healthy line is known, and then no hum."""
+    rng = np.random.default_rng(5)
+    n = 4 * N
+    f = np.fft.rfftfreq(8 * n, 1 / FS)
+    gain = 0.05 + np.exp(-(((f - 61.0) / 20.0) ** 2))
+    x = np.fft.irfft(np.fft.rfft(rng.standard_normal(8 * n)) * gain, 8 * n)
+    windows = (x / x.std()).astype(np.float32).reshape(8, 1, n)
+    line = 1.4 * np.sin(2 * np.pi * 60.03 / FS * np.arange(n)).astype(np.float32)
+    known = Profile.of(windows[:4], FS)
+    assert [quality.inspect(w, FS, known, (0.0,)).reasons for w in windows[4:]] == [()] * 4
+    assert [quality.inspect(w + line, FS, known, (0.0,)).reasons for w in windows[4:]] == [("hum",)] * 4
+    humming = Profile.of(windows[:4] + line, FS)
+    assert [quality.inspect(w + line, FS, humming, (0.0,)).reasons for w in windows[4:]] == [()] * 4
+
+
 def test_without_a_profile_the_absolute_checks_go_on() -> None:
     """Of the faults above those that need no healthy window are named without one; a healthy window is good."""
     assert quality.inspect(machine(1, 3), FS).quality == GOOD
@@ -416,6 +454,39 @@ def test_half_the_rate_is_told_by_receipts_where_messages_have_no_times(rms: Pip
     stall = np.concatenate([even, [9.0] * 3, [0.1] * 30, even])
     assert not any(drops(stall))
     assert not any(drops(0.01 * np.concatenate([even, 2.0 * even])))
+
+
+def test_half_the_rate_is_told_by_receipts_where_times_are_counted_from_samples(rms: Pipeline) -> None:
+    """A sensor at half its rate whose times pretend the full one falls behind the receipts by the factor 2: dropped once it is
+    10 s behind, until it comes at fs_hz again. A link that is too slow, one that stalls, and a slow stretch of a few seconds are
+    not taken for it; kills delay it and do not hide it."""
+    rng = np.random.default_rng(4)
+
+    def drops(spacings: np.ndarray, kills: tuple[int, ...] = ()) -> list[bool]:
+        whole, state, out = chunks(noise(64 * len(spacings)), m=64), pipeline.initial(rms), []
+        for i, (chunk, t) in enumerate(zip(whole, T0 + np.cumsum(0.064 * spacings), strict=True)):
+            if i in kills:
+                found = pipeline.load(rms, pipeline.dump(state, tail=False))
+                assert found is not None
+                state = found
+            state, outcome = pipeline.step(rms, state, payloads.encode(chunk, rms.layout), float(t))
+            out.append(outcome.dropped is not None and outcome.dropped.reason == "wrong_rate")
+        return out
+
+    even, lasting = rng.uniform(0.9, 1.1, 60), rng.uniform(0.9, 1.1, 300)
+    for slip in (2.0, 4.0):
+        found = drops(np.concatenate([even, slip * lasting, even]))
+        first = found.index(True) - 60
+        assert 10.0 <= first * 0.064 * (slip - 1.0) + 0.1 <= 10.0 + 3 * trouble.LEG * 0.064 * slip
+        assert all(found[60 + first : 360])
+        assert not any(found[360 + 2 * trouble.LEG :])
+    killed = drops(np.concatenate([even, 2.0 * lasting, even]), kills=(59, 200, 355))
+    assert killed.index(True) <= 60 + 250
+    assert all(killed[330:360])
+    assert not any(drops(np.concatenate([even, 1.5 * lasting, 2.5 * lasting, even])))
+    assert not any(drops(np.concatenate([even, np.tile([9.0, *[1.0] * 7], 40), even])))
+    assert not any(drops(np.concatenate([even, *[2.0 * even, 0.1 * even, even] * 3])))
+    assert not any(drops(2.0 * lasting))
 
 
 def test_snapshots_and_lost_messages_are_no_wrong_rate(rms: Pipeline) -> None:

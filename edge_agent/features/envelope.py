@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from edge_agent import fft
 from edge_agent.bearings import Bearing
-from edge_agent.features import _fft
 from edge_agent.features._checks import choice, flag, integer, interval, number
 from edge_agent.features._rows import Rows, guarded_log, hann, log_mask, sample_count
 from edge_agent.signals import F32
@@ -156,21 +156,21 @@ class Envelope(Rows):
 
     def envelope(self, x: F32) -> F32:
         """(n_samples,) -> (phases, n_samples // phases): sample phases * m + p of the envelope at [p, m]."""
-        bins = _fft.rfft(x)[self._band]
+        bins = fft.rfft(x)[self._band]
         shifted = np.zeros((self._phases, self._length), np.complex64)
         low = min(self._length, bins.size)
         np.multiply(bins[:low], self._up[:, :low], out=shifted[:, :low])
         for start in range(low, bins.size, self._length):  # a band wider than fs / 4 folds over
             part = slice(start, min(start + self._length, bins.size))
             shifted[:, : part.stop - start] += bins[part] * self._up[:, part]
-        return np.asarray(np.abs(_fft.ifft(shifted)))
+        return np.asarray(np.abs(fft.ifft(shifted)))
 
     def spectrum(self, x: F32) -> F32:
         """(n_samples,) -> amplitudes of the envelope at bins 0, 1, ... of fs / n_samples, in the unit of x."""
         e = self.envelope(x)
         e -= np.dot(e.ravel(), self._mean)
         e *= self._window
-        parts = _fft.rfft(e)[:, : self._down.shape[1]]
+        parts = fft.rfft(e)[:, : self._down.shape[1]]
         return np.asarray(np.abs(np.einsum("pk,pk->k", self._down, parts)))
 
     def row(self, x: F32) -> F32:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_agent.features import _fft, scalogram, vector1200
+from edge_agent import fft
+from edge_agent.features import scalogram, vector1200
 from edge_agent.features._checks import integer, number
 from edge_agent.features._rows import Rows, frames, hann
 from edge_agent.features.scalogram import pooling, row_names, standard, unit_range
@@ -84,7 +85,7 @@ class ShortTime(Rows):
         z = np.empty_like(x)
         standard(x, z, True)
         windowed: F32 = frames(z, SEGMENT, self._hop) * self._window
-        magnitude: F32 = np.abs(_fft.rfft(windowed))[:, 1:]
+        magnitude: F32 = np.abs(fft.rfft(windowed))[:, 1:]
         by_bin: F32 = np.matmul(magnitude, self._bins)
         picture: F32 = np.matmul(self._times, by_bin)
         return unit_range(picture)

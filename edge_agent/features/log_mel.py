@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_agent.features import _fft
+from edge_agent import fft
 from edge_agent.features._bank import Bank
 from edge_agent.features._checks import choice, flag, integer, number
 from edge_agent.features._rows import Rows, frames, hann, sample_count
@@ -203,7 +203,7 @@ class LogMel(Rows):
             windowed = cut[block] * self._window
             if self._energy:
                 out[block, -1] = np.einsum("tn,tn->t", windowed, windowed)
-            np.abs(_fft.rfft(windowed), out=spectrum[block])
+            np.abs(fft.rfft(windowed), out=spectrum[block])
         if self._power:
             spectrum *= spectrum
         out[:, :n_mels] = self._bank(spectrum)

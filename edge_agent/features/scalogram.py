@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from edge_agent.features import _fft
+from edge_agent import fft
 from edge_agent.features._bank import Bank
 from edge_agent.features._checks import choice, flag, integer, number
 from edge_agent.features._rows import Rows, guarded_log, sample_count
@@ -99,16 +99,16 @@ def cwt(x: F32, scales: Sequence[float]) -> F32:
     product = np.empty((min(_BLOCK, len(wanted)), bank.shape[1]), np.complex64)
     for index in np.ndindex(x.shape[:-1]):
         padded[:n] = x[index]
-        spectrum = _fft.rfft(padded)
+        spectrum = fft.rfft(padded)
         for start in range(0, len(wanted), _BLOCK):
             part = bank[start : start + _BLOCK]
             np.multiply(part, spectrum, out=product[: len(part)])
-            _fft.irfft(product[: len(part)], out[index][start : start + _BLOCK])
+            fft.irfft(product[: len(part)], out[index][start : start + _BLOCK])
     return out[..., :n]
 
 
 @lru_cache(maxsize=2)
-def _full_bank(scales: tuple[float, ...], n: int) -> tuple[int, _fft.C64]:
+def _full_bank(scales: tuple[float, ...], n: int) -> tuple[int, fft.C64]:
     """(FFT length, (n_scales, bins) spectra of the wavelets divided by that length)."""
     wavelets = [_wavelet(s) for s in scales]
     length = _fast_length(n, wavelets, 1)
@@ -163,7 +163,7 @@ def _fast_length(n: int, wavelets: Sequence[F64], multiple: int) -> int:
         length += 1
 
 
-def _spectrum(taps: F64, length: int, n: int) -> _fft.C128:
+def _spectrum(taps: F64, length: int, n: int) -> fft.C128:
     """(length // 2 + 1,) complex: the taps' transform, turned so that sample 0 of the result is that of the window.
 
     Taps further than a window of n samples from there touch none of it, and are left out.
@@ -219,10 +219,10 @@ class _Group:
             row[:] = _spectrum(taps, length, n)[:bins] * middle
         self.pool = Pool(n, step, size)
 
-    def __call__(self, spectrum: _fft.C64) -> F32:
+    def __call__(self, spectrum: fft.C64) -> F32:
         """(bins of the whole window,) -> (scales, columns), mean magnitudes."""
         product = self.bank * spectrum[: self.bank.shape[1]]
-        c = _fft.irfft(product, np.empty((len(product), self.length), np.float32))
+        c = fft.irfft(product, np.empty((len(product), self.length), np.float32))
         return self.pool(np.abs(c[:, : self.pool.count]))
 
 
@@ -269,7 +269,7 @@ class _Leakage:
         near = np.exp(-0.5 * np.square((at[:, np.newaxis] - at) / (len(wavelets) / 2.0)))
         self._smooth: F32 = (near / near.sum(1, keepdims=True)).astype(np.float32)
 
-    def __call__(self, x: F32, spectrum: _fft.C64, by_scale: F32) -> F32:
+    def __call__(self, x: F32, spectrum: fft.C64, by_scale: F32) -> F32:
         """(scales, columns) mean magnitudes without -> with leakage; x is the window behind `spectrum`."""
         course = self._smooth @ self._pool(np.square(x)[np.newaxis])[0]
         total = float(course.sum())
@@ -310,7 +310,7 @@ class Scalogram(Rows):
         padded = np.zeros(self._length, np.float32)
         window = padded[: self.n_samples]
         standard(x, window, self._z_score)
-        spectrum = _fft.rfft(padded)
+        spectrum = fft.rfft(padded)
         by_scale: F32 = np.concatenate([group(spectrum) for group in self._groups])
         by_scale = self._leakage(window, spectrum, by_scale)
         image = (self._rows @ by_scale if self._pair is None else self._pair(by_scale)).T

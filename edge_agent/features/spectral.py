@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_agent.features import _fft
+from edge_agent import fft
 from edge_agent.features._bank import Bank, band_weights
 from edge_agent.features._checks import choice, integer, interval, number
 from edge_agent.features._rows import Rows, frames, guarded_log, hann, log_mask, sample_count
@@ -122,7 +122,7 @@ class PowerSpectrum(Rows):
         segments = frames(x, self._n_fft, self._hop)
         segments = segments - (segments @ self._mean)[:, np.newaxis]
         segments *= self._window
-        magnitude = np.abs(_fft.rfft(segments))
+        magnitude = np.abs(fft.rfft(segments))
         power = np.einsum("sk,sk->k", magnitude, magnitude)
         v = power[1:] * self._scale[1:] if self._bank is None else self._bank(power[np.newaxis])[0]
         return guarded_log(v, self._log)
@@ -145,5 +145,5 @@ class MeanShortTimeSpectrum(Rows):
 
     def row(self, x: F32) -> F32:
         segments = frames(x - np.dot(x, self._mean), self._n_fft, self._hop) * self._window
-        magnitude = np.abs(_fft.rfft(segments))
+        magnitude = np.abs(fft.rfft(segments))
         return guarded_log((self._average @ magnitude)[1:-1], self._log)

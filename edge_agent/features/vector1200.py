@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from edge_agent.features import _fft, spectral, time_domain
+from edge_agent import fft
+from edge_agent.features import spectral, time_domain
 from edge_agent.features._checks import flag, number
 from edge_agent.features._rows import Rows, guarded_log
 from edge_agent.signals import F32
@@ -80,7 +81,7 @@ class HighShares(Rows):
         peak = float(np.abs(centred).max())
         if peak > 0.0:  # shares have no unit: near 1, squares neither vanish nor overflow
             centred = np.ldexp(centred, -int(np.frexp(peak)[1]))
-        spectrum = np.abs(_fft.rfft(centred))
+        spectrum = np.abs(fft.rfft(centred))
         spectrum[0] = 0.0
         v = np.concatenate([self._shares(spectrum), self._shares(np.square(spectrum))])
         return guarded_log(v, self._log).astype(np.float32)
