@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +49,8 @@ COMMANDS = ("ack", "reset", "shelve", "unshelve")
 #: Event types of the machine alarm; all others are told beside it and change nothing of it.
 MACHINE = ("new", "update", "end")
 QUALITY, NOTICE = "quality", "notice"
+#: Healthy windows within which an alarm should end by itself.
+STAYS = 500
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,21 @@ def turn(
 def return_ratio(policy: AlarmPolicy) -> float:
     """Below it every one of the last n ratios must lie for an alarm to return."""
     return policy.warning_ratio * (1.0 - policy.deadband)
+
+
+def stays(healthy: Sequence[float], policy: AlarmPolicy) -> tuple[float, float] | None:
+    """Whether an alarm would stay for good on a machine that is healthy again: (share of its ratios that hinder the return,
+    deadband that lets nineteen of twenty pass, at least 0); None where it ends within `STAYS` windows or nothing is known.
+
+    Independent windows that hinder with probability p need ((1 - p)^-n - 1) / p of them until n in a row do not (Feller,
+    An Introduction to Probability Theory I, XIII.7).
+    """
+    ratios, n = sorted(healthy), policy.vote[1]
+    p = sum(ratio >= return_ratio(policy) for ratio in ratios) / max(len(ratios), 1)
+    if p == 0.0 or (p < 1.0 and ((1.0 - p) ** -n - 1.0) / p <= STAYS):
+        return None
+    high = ratios[math.ceil(0.95 * len(ratios)) - 1] / policy.warning_ratio
+    return p, max(0.0, math.floor(1000.0 * (1.0 - high)) / 1000.0)
 
 
 def milliseconds(t: float) -> int:

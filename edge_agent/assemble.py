@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_agent import budget, drift, installed, thresholds
+from edge_agent import alarms, budget, drift, installed, thresholds
 from edge_agent import bundle as bundles
 from edge_agent.budget import Budget
 from edge_agent.bundle import Bundle
@@ -161,6 +161,7 @@ def _pipeline(
         regime=sensor.regime,
         reference=drift.reference(bundle.calibration),
         budget_s=None if sensor.false_alarms is None else sensor.false_alarms.per_s,
+        caution=_stays(sensor, bundle, threshold),
     )
 
 
@@ -231,6 +232,20 @@ def _never(where: str, sensor: SensorConfig, bundle: Bundle, window: WindowSpec)
             )
         )
     return problems
+
+
+def _stays(sensor: SensorConfig, bundle: Bundle, threshold: Threshold) -> str:
+    """That an alarm would not end by itself once the machine is healthy again, and the mend; empty where it would."""
+    found = alarms.stays((bundle.calibration / threshold.value).tolist(), sensor.policy)
+    if found is None:
+        return ""
+    share, deadband = found
+    return (
+        f"an alarm by the bundle's limit will not end by itself: {100.0 * share:.0f} % of the healthy windows of {bundle.path} score at or above "
+        f"{alarms.return_ratio(sensor.policy):.3g} of the limit, below which alarm.deadband {sensor.policy.deadband:g} has the last "
+        f"{sensor.policy.vote[1]} lie; "
+        + (f"set sensors.{sensor.id}.alarm.deadband to {deadband:g}" if deadband else f"set a higher sensors.{sensor.id}.threshold")
+    )
 
 
 def _budgeted(

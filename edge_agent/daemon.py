@@ -169,11 +169,14 @@ class Daemon:
             len(sensors),
             "" if len(sensors) == 1 else "s",
         )
-        self._tell_budgets()
+        self._tell_cautions()
 
-    def _tell_budgets(self) -> None:
-        """What can be promised of the false alarms that the configuration allows, for each sensor that has a budget."""
+    def _tell_cautions(self) -> None:
+        """What can be promised of the false alarms that the configuration allows, for each sensor that has a budget; and what
+        of its settings will surprise."""
         for name, ready in self._pipelines.items():
+            if ready.caution:
+                log.warning("sensor %s: %s", name, ready.caution)
             told = budget.told(ready.threshold)
             if told is None:
                 continue

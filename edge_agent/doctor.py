@@ -123,7 +123,10 @@ def _bundles(config: Config) -> Iterator[Check]:
         identity, threshold = pipelines[name].identity, pipelines[name].threshold
         signed = "signature good" if config.sensors[name].public_key is not None else "signature not asked for"
         found = f"{identity.bundle} {identity.version} in {installed.model_of(config.sensors[name])}: {signed}, golden windows as they should"
-        warning = threshold.warning
+        warning, caution = threshold.warning, pipelines[name].caution
+        if caution:
+            said, _, mend = caution.rpartition("; ")
+            yield Check(f"alarm of {name}", NOTE, said, mend)
         yield Check(what, WELL, found) if not warning else Check(what, NOTE, f"{found}; {warning}", "train on more healthy data, or commission")
 
 

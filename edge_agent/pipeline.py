@@ -124,6 +124,7 @@ class Pipeline:
     regime    : how its operating regime is known; None where it has none
     reference : of the bundle's healthy scores, for drift; None where they cannot carry it
     budget_s  : one false alarm in so many seconds is what the user will bear; None where nothing is said
+    caution   : what of the settings will surprise, and its mend; empty where nothing will
     """
 
     identity: Identity
@@ -137,6 +138,7 @@ class Pipeline:
     regime: regimes.Spec | None = None
     reference: Reference | None = None
     budget_s: float | None = None
+    caution: str = ""
 
 
 @dataclass(frozen=True)

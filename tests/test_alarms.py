@@ -1,6 +1,7 @@
 """The alarm engine, as stories and as laws over random scores."""
 
 import itertools
+import random
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,31 @@ def test_deadband_holds_an_alarm_just_below_the_limit():
     assert alarm.state == UNACK
     alarm, seen = run([0.89] * 5, alarm=alarm, t0=1e4)
     assert kinds(seen) == [(4, "end", NORM, "warning")]
+
+
+def test_an_alarm_that_healthy_scores_would_hold_is_foreseen():
+    """Where healthy ratios lie above the return, an alarm stays for as long as they do; with the deadband that is named it ends.
+    Where one in four does, it ends within the windows that Feller's formula gives, and nothing is foreseen."""
+    rng = random.Random(1)
+    narrow = [0.97 + 0.005 * rng.gauss(0, 1) for _ in range(2000)]
+    share, deadband = alarms.stays(narrow, AlarmPolicy())
+    assert share == 1.0
+    assert 0.01 <= deadband <= 0.03
+    raised, _ = run([1.2] * 5)
+    assert run(narrow, alarm=raised, t0=100.0)[0].state == UNACK
+    mended = AlarmPolicy(deadband=deadband)
+    assert alarms.stays(narrow, mended) is None
+    alarm, seen = run(narrow, mended, raised, t0=100.0)
+    assert kinds(seen)[0][0] < 100
+    assert alarm.state == NORM
+    lengths = []
+    for _ in range(300):
+        _, seen = run([0.95 if rng.random() < 0.25 else 0.5 for _ in range(400)], alarm=raised, t0=100.0)
+        lengths.append(seen[0][0] + 1)
+    assert sum(lengths) / 300 == pytest.approx((0.75**-5 - 1) / 0.25, rel=0.15)
+    assert alarms.stays([0.95, 0.5, 0.5, 0.5] * 10, AlarmPolicy()) is None
+    assert alarms.stays([], AlarmPolicy()) is None
+    assert alarms.stays([1.3] * 9, AlarmPolicy()) == (1.0, 0.0)
 
 
 def test_severity_rises_once_and_never_falls_within_an_alarm():

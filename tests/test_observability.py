@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from agents import Agent, message, write_plant
+from bundles import make_indicator_bundle
 from certificates import issue
 from conftest import Broker, Listener, free_port, needs_mosquitto, until
 
@@ -215,6 +216,21 @@ def test_without_a_broker_the_rest_is_looked_at_all_the_same(tmp_path: Path, cap
     assert found["sensor a"]["verdict"] == "skipped"
     assert found["bundle of a"]["verdict"] == "well"
     assert found["agent"]["verdict"] == "wrong"
+
+
+def test_the_doctor_foresees_an_alarm_that_will_not_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A steady level whose healthy windows all lie above the return is noted with the deadband to set; set, it is not."""
+    make_indicator_bundle(tmp_path / "steady", n_samples=8192)
+    path = write_plant(tmp_path, free_port(), {"a": {"model": str(tmp_path / "steady")}})
+    cli.main(["doctor", "-c", str(path), "--for", "0.1", "--json"])
+    found = {row["check"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert found["alarm of a"]["verdict"] == "note"
+    mend = re.fullmatch(r"set sensors\.a\.alarm\.deadband to (0\.\d+)", found["alarm of a"]["do"])
+    assert mend is not None
+    alarm = {"alarm": {"deadband": float(mend[1])}}
+    path = write_plant(tmp_path, free_port(), {"a": {"model": str(tmp_path / "steady"), **alarm}})
+    cli.main(["doctor", "-c", str(path), "--for", "0.1", "--json"])
+    assert "alarm of a" not in capsys.readouterr().out
 
 
 def test_every_mistake_of_the_configuration_is_a_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
