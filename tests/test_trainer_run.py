@@ -366,6 +366,18 @@ def test_every_machine_calibrates_on_enough_clips_where_there_are_any(tmp_path):
         run(chosen, tmp_path / "c", table=few)
 
 
+def test_scores_that_would_hold_an_alarm_for_good_are_said(tmp_path):
+    """The RMS of a tone whose level wanders by a per cent: the training warns that an alarm would not return, and of the deadband."""
+    chosen = small(
+        tmp_path, model="indicator", features=[{"kind": "time_domain", "names": ["rms"]}], context={"over": "frames"},
+        score={"kind": "indicator", "feature": "rms"}, threshold={"false_alarm_rate": 1e-5},
+    )  # fmt: skip
+    table = trainer_data.table(chosen, recordings(40))
+    levels = np.random.default_rng(3).normal(1.0, 0.01, table.vectors.shape)
+    result = run(chosen, tmp_path / "b", table=replace(table, vectors=levels.astype(np.float32)))
+    assert any("does not return by itself; set the sensor's alarm.deadband to 0.0" in w for w in result.warnings)
+
+
 def test_a_rate_that_the_scores_cannot_show_is_said(trained, tmp_path):
     """Sixteen scores asked for one in a thousand are warned of, with a rate nearer to what they carry."""
     first = trained["indicator"]

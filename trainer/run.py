@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent import bundle, scoring, thresholds
+from edge_agent import alarms, bundle, scoring, thresholds
+from edge_agent.alarms import AlarmPolicy
 from edge_agent.bundle import Bundle, Manifest, Quantization, Residual
 from edge_agent.causes import Arrays
 from edge_agent.errors import ConfigError, Problem, RecordingError
@@ -312,7 +313,7 @@ def _thresholds(
         except ValueError as error:
             where = f"{recipe.origin}: calibration" + (f" of {name}" if name else "")
             raise RecordingError(f"{where}: {error}") from error
-        for said in (limit.warning, _extrapolated(limit)):
+        for said in (limit.warning, _extrapolated(limit), _holds(scores[group == number], limit)):
             if said:
                 warnings.append(f"{name}: {said}" if name else said)
         fitted.append(limit)
@@ -328,6 +329,18 @@ def _extrapolated(limit: Threshold) -> str | None:
     return (
         f"{n} scores cannot show a rate of {rate:g}; the limit is extrapolated; --false-alarm-rate {near:g} is nearer "
         "to what they carry"
+    )
+
+
+def _holds(scores: F64, limit: Threshold) -> str | None:
+    """A sentence where healthy scores lie so near to the limit that an alarm would never return."""
+    found = alarms.stays((scores / limit.value).tolist(), AlarmPolicy())
+    if found is None:
+        return None
+    share, deadband = found
+    return (
+        f"{100.0 * share:.0f} % of the healthy scores lie at or above {alarms.return_ratio(AlarmPolicy()):g} of the limit, where an alarm "
+        "does not return by itself; " + (f"set the sensor's alarm.deadband to {deadband:g}" if deadband else "ask for fewer false alarms")
     )
 
 
