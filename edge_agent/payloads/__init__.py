@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 
 
+@lru_cache(maxsize=64)
 def _module(name: str) -> Any:
+    # Remembered, since the folder is read from the disk and this is asked for every message.
     if name not in formats():
         raise ValueError(f"payload format {name!r} is unknown; known: {', '.join(formats())}")
     return importlib.import_module(f"{__name__}.{name}")
