@@ -219,7 +219,7 @@ def rows(folder: Path, rounds: int = 12) -> tuple[list[dict[str, Any]], dict[str
         ),
         row(VIBRATION, f"{work}; no database", ms, rival, rival_ms, difference, judged=False),
         row(
-            VIBRATION,
+            "vibration_whole",
             "the same from the message on: decoded, its data checked, scored, explained, voted, and its row",
             whole_ms + rows_ms,
             f"{rival}; sqlite3 insert and commit; none of the rest",

@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from edge_agent.values import replace
 
 NORM, UNACK, ACKED, RTNUN, LATCHED, SHLVD = "NORM", "UNACK", "ACKED", "RTNUN", "LATCHED", "SHLVD"
 STATES = (NORM, UNACK, ACKED, RTNUN, LATCHED, SHLVD)

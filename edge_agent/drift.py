@@ -11,11 +11,12 @@ stationary machine stays quiet however its scores wander, and a baseline of an h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from edge_agent.signals import F64
+from edge_agent.values import replace
 
 #: The slow mean forgets within this many windows at least, and within so many correlation times.
 SLOW_WINDOWS, SLOW_TIMES = 100, 20.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -46,6 +46,7 @@ from edge_agent.scoring import Scorer
 from edge_agent.signals import F32, F64, Chunk, Window, rfc3339
 from edge_agent.thresholds import Threshold
 from edge_agent.trouble import Trouble
+from edge_agent.values import replace
 from edge_agent.windowing import WindowerState, WindowSpec
 
 #: (n_patches, width, F) float32 standardised -> the model's outputs, float32, patches first.

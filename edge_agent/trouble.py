@@ -13,13 +13,14 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent import alarms, quality
 from edge_agent.alarms import Alarm, Transition
 from edge_agent.quality import DUPLICATE, GAP, NO_TROUBLE, WRONG_RATE, Verdict
 from edge_agent.signals import F32, Chunk, rfc3339
+from edge_agent.values import replace
 from edge_agent.windowing import Pushed, WindowerState, WindowSpec
 
 #: So many of so many slots in trouble begin an episode; so many clean ones in a row end it.

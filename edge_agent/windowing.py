@@ -13,12 +13,13 @@ adds up to a gap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from edge_agent.errors import PayloadError
 from edge_agent.signals import F32, Chunk, Window
+from edge_agent.values import replace
 
 #: Chunks whose repetition is recognised. A broker sends again what was in flight, by default 20 messages.
 REMEMBERED = 32
@@ -57,7 +58,7 @@ class WindowSpec:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class WindowerState:
     """All that is remembered between two chunks; plain values, so it can be stored.
 
