@@ -17,6 +17,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -213,8 +214,12 @@ class MqttTransport:
         return self.connected and not self._subscribing
 
     def wait_connected(self, timeout_s: float) -> None:
-        """Block until connected; raises TransportError with what is in the way once that is known."""
+        """Block until connected and every subscription is answered; raises TransportError with what is in the way once that is
+        known. A broker that answers no subscription is waited for as long, and then gone on with."""
+        end = time.monotonic() + timeout_s
         self._settled.wait(timeout_s)
+        while self.connected and not self.listening and time.monotonic() < end:
+            time.sleep(0.005)
         if not self.connected:
             problem = self._problem or f"no answer within {timeout_s:g} s: is it an MQTT broker?"
             raise TransportError(f"broker {self._where}: {problem}")
