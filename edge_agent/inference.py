@@ -157,7 +157,8 @@ def _quantize(x: F32, detail: Any, work: F32) -> Any:
     q = np.multiply(x, np.float32(1.0 / scale), out=work)
     np.rint(q, out=q)
     q += np.float32(zero)
-    np.clip(q, info.min, info.max, out=q)
+    np.minimum(q, np.float32(info.max), out=q)
+    np.maximum(q, np.float32(info.min), out=q)
     return q.astype(detail["dtype"])
 
 
