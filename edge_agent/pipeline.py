@@ -269,8 +269,8 @@ def step_chunk(
     state = replace(state, trouble=suffering)
     if rate_hz is not None:
         text = (
-            f"samples come at {rate_hz:.6g} Hz by their times, fs_hz is {spec.fs_hz:g}: set the sensor's rate, or train a "
-            "bundle for this one"
+            f"samples come at {rate_hz:.6g} Hz by the times or the arrival of their messages, fs_hz is {spec.fs_hz:g}: set the "
+            "sensor's rate, or train a bundle for this one"
         )
         state, noted = _note(pipeline, state, (quality.WRONG_RATE,), chunk.t or received)
         return state, Outcome((), noted, Dropped(quality.WRONG_RATE, text))
