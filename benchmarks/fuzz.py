@@ -52,6 +52,8 @@ TRACED = 4000
 #: Mutants of each kind that are tried again and again for growth, and how often.
 REPEATED, ROUNDS = 600, 40
 PROCESSES = 2
+#: Strings to fill the interpreter's table of them with before the first look at memory.
+INTERNED = 50_000
 #: What a reference in a configuration stands for; no error may show it.
 SECRET = "xK7-swordfish-Qz"
 _NUMBERS = (
@@ -107,6 +109,7 @@ class Findings:
     slowest: str = ""
     rss: list[tuple[int, int]] = field(default_factory=list)
     blocks: list[tuple[int, int]] = field(default_factory=list)
+    large: list[tuple[int, int]] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------- corpus
@@ -401,7 +404,25 @@ def _alarm(_number: int, _frame: object) -> None:
     raise _Hang
 
 
+class _MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
 _TRIM: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+_INFO: Any = getattr(ctypes.CDLL(None), "mallinfo2", None)  # glibc 2.33 and later
+if _INFO is not None:
+    _INFO.restype = _MallInfo
+
+
+def fill_interned() -> None:
+    """Have the interpreter's table of interned strings (the parts of each path are) double now: by half a MiB, once, whatever follows."""
+    for number in range(INTERNED):
+        sys.intern(f"a string that goes at once {number}")
 
 
 def rss_bytes() -> int:
@@ -412,11 +433,20 @@ def rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def large_bytes() -> int:
+    """In use on the heap of C: each object above 512 bytes, arrays too; smaller ones are `sys.getallocatedblocks`. 0 without glibc 2.33."""
+    if _INFO is None:
+        return 0
+    info = _INFO()
+    return int(info.uordblks + info.hblkhd)
+
+
 def run(
     seed: int, inputs: Iterator[tuple[str, int]], seeds: Mapping[str, Sequence[Seed]], *, hang_s: float,
     tell: Callable[[int], object] = lambda _n: None,
 ) -> Findings:  # fmt: skip
     """Try them all in this (main) thread."""
+    fill_interned()
     found = Findings()
     old = signal.signal(signal.SIGALRM, _alarm)
     done = 0
@@ -444,8 +474,9 @@ def run(
             done += 1
             if done % 1000 == 0:
                 found.rss.append((done, rss_bytes()))
-                # Of these two lists three blocks an entry each are alive themselves.
-                found.blocks.append((done, sys.getallocatedblocks() - 6 * len(found.rss)))
+                # Of these three lists three blocks an entry each are alive themselves.
+                found.blocks.append((done, sys.getallocatedblocks() - 9 * len(found.rss)))
+                found.large.append((done, large_bytes()))
                 tell(done)
     finally:
         signal.signal(signal.SIGALRM, old)
@@ -482,6 +513,7 @@ def main_repeated(seed: int, n: int) -> int:
         for kind in seeds
         for number in range(n // 4 if kind in ("config", "manifest") else n)
     ]
+    fill_interned()
     rss = []
     for turn in range(ROUNDS):
         for kind, number, origin, data in mutants:
@@ -632,6 +664,7 @@ def judged(results: Sequence[Findings], coverage_percent: Mapping[str, float], s
     n_messages = sum(inputs[kind] for kind in messages)
     share = sum(well[kind] for kind in messages) / max(1, n_messages)
     kept = max((growth(r.blocks) for r in results), default=0.0)
+    large = max((growth(r.large) for r in results), default=0.0) / 2**20
     rises = math.inf if again is None else again["growth_mib"]
     crashes, hangs = ([what for r in results for what in getattr(r, which)] for which in ("crashes", "hangs"))
     missed = [f"crash: {what}" for what in crashes[:20]] + [f"hang: {what}" for what in hangs[:20]]
@@ -641,6 +674,8 @@ def judged(results: Sequence[Findings], coverage_percent: Mapping[str, float], s
         missed.append(f"over the same inputs memory grows by {rises:.2f} MiB, at most {FUZZ['growth_mib']}")
     if kept > FUZZ["growth_blocks"]:
         missed.append(f"over new inputs {kept:.0f} blocks stay in memory, at most {FUZZ['growth_blocks']:.0f}")
+    if large > FUZZ["growth_mib"]:
+        missed.append(f"over new inputs {large:.2f} MiB of large objects stay in memory, at most {FUZZ['growth_mib']}")
     missed += [f"coverage of {what} {p}, at least {FUZZ['coverage']}" for what, p in coverage_percent.items() if p < FUZZ["coverage"]]
     slowest = max(results, key=lambda r: r.slowest_s)
     return {
@@ -648,6 +683,7 @@ def judged(results: Sequence[Findings], coverage_percent: Mapping[str, float], s
         "well_share": {kind: round(well[kind] / n, 4) for kind, n in inputs.items()}, "reasons": dict(reasons),
         "crashes": len(crashes), "hangs": len(hangs), "slowest_ms": round(1e3 * slowest.slowest_s, 1), "slowest": slowest.slowest,
         "growth_mib": None if again is None else round(rises, 3), "repeated": again and again["inputs"], "growth_blocks": round(kept),
+        "growth_large_mib": round(large, 3),
         "rss_slope_mib": round(max((growth(r.rss) for r in results), default=0.0) / 2**20, 3), "coverage": dict(coverage_percent), "seed": seed, "missed": missed,
     }  # fmt: skip
 

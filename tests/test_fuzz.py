@@ -79,7 +79,7 @@ def test_a_planted_fault_is_found(
 
 
 def test_growth_and_low_coverage_are_not_well() -> None:
-    """Memory that rises over the same inputs, blocks that stay over new ones, or 94.9 % of the branches fail the run."""
+    """Memory that rises over the same inputs, blocks or bytes that stay over new ones, or 94.9 % of the branches fail the run."""
     rising = [(i, 400 * i) for i in range(40)]
     assert fuzz.growth(rising) == pytest.approx(400 * 29)
     well = fuzz.Findings(Counter(json=100), Counter(json=50))
@@ -89,6 +89,10 @@ def test_growth_and_low_coverage_are_not_well() -> None:
     assert not fuzz.judged([well], {"config": 95.0}, 1, None)["ok"]
     kept = fuzz.Findings(Counter(json=100), Counter(json=50), blocks=rising)
     assert not fuzz.judged([kept], {"config": 95.0}, 1, FLAT)["ok"]
+    for mib, well_so in ((0.2, True), (0.3, False)):
+        large = [(i, round(mib * 2**20 / 29 * i)) for i in range(40)]
+        found = fuzz.Findings(Counter(json=100), Counter(json=50), large=large)
+        assert fuzz.judged([found], {"config": 95.0}, 1, FLAT)["ok"] is well_so
 
 
 #: In a process of its own: in a used one what is kept fills up memory that earlier tests have given back.
@@ -102,7 +106,7 @@ fuzz.main_repeated(1, 100)
 
 
 def test_a_parser_that_keeps_its_inputs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One kilobyte kept of each message shows over the same messages, one block of each over new ones."""
+    """One kilobyte kept of each message shows over the same messages; over new ones one block of each, and one kilobyte of each."""
     done = subprocess.run([sys.executable, "-c", LEAKING], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout)["growth_mib"] > 4 * FUZZ["growth_mib"]
     kept: list[bytearray] = []
@@ -110,6 +114,10 @@ def test_a_parser_that_keeps_its_inputs_is_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(fuzz.TARGETS, "json", lambda *_: kept.append(bytearray(8)))
     found = fuzz.run(1, (("json", i) for i in range(16_000)), fuzz.corpus(), hang_s=FUZZ["hang_s"])
     assert fuzz.growth(found.blocks) > FUZZ["growth_blocks"]
+    assert fuzz.growth(found.large) < 2**20 * FUZZ["growth_mib"]
+    monkeypatch.setitem(fuzz.TARGETS, "json", lambda *_: kept.append(bytearray(1024)))
+    found = fuzz.run(1, (("json", i) for i in range(16_000)), fuzz.corpus(), hang_s=FUZZ["hang_s"])
+    assert fuzz.growth(found.large) > 4 * 2**20 * FUZZ["growth_mib"]
 
 
 def test_every_refusal_to_encode_has_its_words() -> None:
