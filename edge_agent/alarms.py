@@ -221,7 +221,8 @@ def command(
     """A person's command at receipt time t. Raises `Refused` with the reason; nothing changes then."""
     if name == "shelve":
         if for_s is None or not (math.isfinite(for_s) and 0 < for_s <= 365 * 86400):
-            raise Refused(f"shelve refused: for_s is {for_s!r}; expected seconds above 0, at most 365 days")
+            given = for_s if for_s is None else f"{for_s:g} s ({for_s / 86400.0:.3g} days)"
+            raise Refused(f"shelve refused: for_s is {given}; expected seconds above 0, at most 365 days")
         alarm = replace(alarm, shelved_until=t + for_s)
     cause = name
     if name == "unshelve":
@@ -231,6 +232,7 @@ def command(
     holds = name == "reset" and alarm.condition and alarm.state != SHLVD
     if (alarm.state, cause) not in TABLE or holds:
         why = ", the condition still holds (it can be reset once the machine is back to normal)" if holds else ""
+        why = ": there is none to see to (`edge-agent alarms` lists those that ended)" if alarm.state == NORM else why
         possible = [
             c for c in COMMANDS if (alarm.state, c) in TABLE or (c == "unshelve" and alarm.state == SHLVD)
         ]

@@ -18,8 +18,8 @@ from edge_agent.windowing import WindowSpec
 
 #: Rate of a re-fit where neither the configuration nor the bundle names one.
 DEFAULT_RATE = 1e-3
-#: A fault that must last longer before anybody is told is as good as never told.
-LONGEST_RAISE_S = 30 * 86400.0
+#: A fault that must last longer before anybody is told is as good as never told, and so is its end.
+LONGEST_TURN_S = 30 * 86400.0
 
 
 def load(path: Path) -> Config:
@@ -209,18 +209,20 @@ def _window(where: str, sensor: SensorConfig, bundle: Bundle, problems: list[Pro
 
 
 def _never(where: str, sensor: SensorConfig, bundle: Bundle, window: WindowSpec) -> list[Problem]:
-    """Settings that are sound each by itself and together can raise no alarm."""
+    """Settings that are sound each by itself and together can raise no alarm, or end none."""
     problems: list[Problem] = []
-    hop_s, (k, n), delay_s = window.hop_samples / window.fs_hz, sensor.policy.vote, sensor.policy.on_delay_s
-    raise_s = (k - 1) * hop_s + delay_s
-    if raise_s > LONGEST_RAISE_S:
-        problems.append(
-            Problem(
-                f"{where}.alarm",
-                f"vote [{k}, {n}] at a window every {hop_s:g} s and on_delay_s {delay_s:g}: {raise_s / 86400.0:.3g} days",
-                f"at most {LONGEST_RAISE_S / 86400.0:g} days from the first crossing to the alarm; lower vote, on_delay_s or window.hop_s",
+    hop_s, (k, n) = window.hop_samples / window.fs_hz, sensor.policy.vote
+    for turn, windows, key in (("the first crossing to the alarm", k, "on_delay_s"), ("the last crossing to the return", n, "off_delay_s")):
+        turn_s = (windows - 1) * hop_s + (delay_s := getattr(sensor.policy, key))
+        if turn_s > LONGEST_TURN_S:
+            problems.append(
+                Problem(
+                    f"{where}.alarm",
+                    f"vote [{k}, {n}] at a window every {hop_s:g} s and {key} {delay_s:g}: {turn_s / 86400.0:.3g} days",
+                    f"at most {LONGEST_TURN_S / 86400.0:g} days from {turn}; lower vote, {key} or window.hop_s",
+                )
             )
-        )
+            break
     context, pause_s = bundle.manifest.features.context, (window.hop_samples - window.n_samples) / window.fs_hz
     if context.over == "windows" and context.width > 1 and context.max_gap_s is not None and pause_s > context.max_gap_s:
         problems.append(

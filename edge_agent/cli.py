@@ -206,9 +206,9 @@ def _summary(a: argparse.Namespace, config: Config) -> int:
     print(f"{s['since']} to {s['until']}, {span}: {_count(s['alarms'], 'alarm')}, {rate}")
     print(f"at most {s['peak_10_min']} in 10 minutes, {_count(s['floods'], 'flood')} (more than {summary.FLOOD} in 10 minutes)")
     print(f"chattering: {_count(s['chattering'], 'sensor')}")
-    print(f"now: {s['standing']} standing, {s['unacknowledged']} of them not acknowledged, {s['stale']} stale (a day or longer); "
+    print(f"now: {s['standing']} standing, {s['unacknowledged']} of them not acknowledged, {s['latched']} latched, {s['stale']} stale (a day or longer); "
           f"{s['shelved']} shelved")  # fmt: skip
-    print(f"judged by people: {judged['true']} true, {judged['false']} false, {judged['none']} not yet")
+    print(f"judged by people, a latched alarm that was raised again once: {judged['true']} true, {judged['false']} false, {judged['none']} not yet")
     columns = _Columns(sensor=20, alarms=7, alarms_per_day=14, share=6, chattering=10, stale=6, false=0)
     for row in s["sensors"]:
         columns.print({**row, "stale": "yes" if row["stale"] else "no"}, alert=row["stale"])
@@ -542,7 +542,13 @@ def _moment(text: str) -> str:
     try:
         return rfc3339(time.time() - duration(text))
     except ValueError:
+        pass
+    try:
         return rfc3339(parse_time(text))
+    except ValueError:
+        raise ValueError(
+            f"{text!r}; expected a time before now (90, 30m, 8h, 7d) or RFC 3339 such as 2026-11-22T03:53:10Z"
+        ) from None
 
 
 def _speed(text: str) -> float | None:
@@ -617,7 +623,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--sensor", metavar="ID", help="of this sensor only")
     p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")
     p.add_argument(
-        "--since", type=moment, metavar="TIME", help=f"raised from then on: RFC 3339, or before now: 8h, 30m ({plain}); with --summary 30d"
+        "--since", type=moment, metavar="TIME", help=f"on then or later: RFC 3339, or before now: 8h, 30m ({plain}); with --summary 30d"
     )
     p.add_argument("--summary", action="store_true", help="alarms per day, floods, chattering, stale, the ten worst sensors")
 

@@ -169,12 +169,14 @@ class Daemon:
             len(sensors),
             "" if len(sensors) == 1 else "s",
         )
-        self._tell_cautions()
+        self._tell_cautions({})
 
-    def _tell_cautions(self) -> None:
+    def _tell_cautions(self, before: dict[str, Pipeline]) -> None:
         """What can be promised of the false alarms that the configuration allows, for each sensor that has a budget; and what
-        of its settings will surprise."""
+        of its settings will surprise. Not of a sensor that was told the same before."""
         for name, ready in self._pipelines.items():
+            if name in before and (before[name].caution, before[name].threshold) == (ready.caution, ready.threshold):
+                continue
             if ready.caution:
                 log.warning("sensor %s: %s", name, ready.caution)
             told = budget.told(ready.threshold)
@@ -309,6 +311,7 @@ class Daemon:
             note = "" if fixed else "; changes of agent, mqtt, metrics and database take effect with a restart"
             outcome = True, f"reloaded: {said[0] if said else 'the worker is busy and takes over soon'}{note}"
             log.info("%s", outcome[1])
+            self._tell_cautions(before)
             self._tell_what_if(before, pipelines)
         host.notify("READY=1")
         for answer in asked:

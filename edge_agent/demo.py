@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import signal
 import socket
 import sys
@@ -123,7 +124,8 @@ class _Demo:
         broker = EmbeddedBroker(self._port)
         broker.start()
         try:
-            _say(f"broker on 127.0.0.1:{self._port}; watch with: mosquitto_sub -p {self._port} -t '{BASE}/#' -v")
+            watch = f"; watch with: mosquitto_sub -p {self._port} -t '{BASE}/#' -v" if shutil.which("mosquitto_sub") else ""
+            _say(f"broker on 127.0.0.1:{self._port}{watch}")
             daemon = Daemon(self._config, self._pipelines)
             began = time.monotonic()
             daemon.start()
@@ -192,7 +194,9 @@ class _Demo:
             self._event, self._event_at = fields, time.monotonic()
             _say(f"ALARM: {fields['sensor']} {fields['severity']}, score / threshold {fields['ratio']:.2f}")
             if self._stay:
-                _say(f"from another terminal: edge-agent ack {SENSOR} --by NAME -c {self._path}   (Ctrl-C ends the demo)")
+                own = Path(sys.argv[0]).absolute()
+                program = own if own.name == "edge-agent" and shutil.which("edge-agent") is None else "edge-agent"
+                _say(f"from another terminal: {program} ack {SENSOR} --by NAME -c {self._path}   (Ctrl-C ends the demo)")
         else:
             _say(f"{fields['type']}: {fields['sensor']} is {fields['state']}")
             if fields["state"] == alarms.ACKED and self._repaired_at == math.inf:

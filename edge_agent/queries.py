@@ -99,6 +99,7 @@ def alarms(
 ) -> list[dict[str, Any]]:
     """Alarms of machines, newest first: when each began and ended, its present state, its gravest severity.
 
+    since : those that stand or ended then or later (RFC 3339 UTC), whenever they began
     Events of type `quality` and `notice` stand beside them and are not listed. The shelving of a sensor with which nothing was wrong, before or meanwhile, is no alarm and not listed.
     """
     with reading(path) as db:
@@ -113,7 +114,7 @@ def alarms(
                   GROUP BY alarm_id
                   HAVING count(severity) OR sum(type = 'new')) AS a
             JOIN events AS first USING (alarm_id) JOIN events AS last USING (alarm_id)
-            WHERE first.rowid = first_id AND last.rowid = last_id AND first.ts >= :since
+            WHERE first.rowid = first_id AND last.rowid = last_id AND (last.type != 'end' OR last.ts >= :since)
             ORDER BY first_id DESC LIMIT :limit
             """,
             {"sensor": sensor, "limit": limit, "since": since or ""},
@@ -145,37 +146,66 @@ def stood(db: Database, sensor: str, until: str | None = None) -> list[Spell]:
     return out if now is None else [*out, now]
 
 
-def labels(path: Path, sensor: str | None = None) -> list[dict[str, Any]]:
-    """What people said of alarms, as labels to learn from: sensor, t_start, t_end, label (anomaly, normal), by alarm.
+def shelvings(db: Database, sensor: str, until: str | None = None) -> list[tuple[float, float | None]]:
+    """From when to when (None: still) the sensor was silenced, s, in order."""
+    out: list[tuple[float, float | None]] = []
+    begun: float | None = None
+    rows = db.conn.execute(
+        "SELECT state, ts FROM events WHERE sensor = ? AND ts <= ? AND type IN ('new', 'update', 'end') ORDER BY rowid",
+        (sensor, until or "~"),
+    )
+    for state, ts in rows:
+        if state == "SHLVD":
+            begun = parse_time(ts) if begun is None else begun
+        elif begun is not None:
+            out.append((begun, parse_time(ts)))
+            begun = None
+    return out if begun is None else [*out, (begun, None)]
 
-    The span is that of the windows that made the alarm: from the start of the one that raised it to the end of the last one at
-    or above its limit, so that neither the delay nor the votes of the return are taken for a fault.
+
+def labels(path: Path, sensor: str | None = None) -> list[dict[str, Any]]:
+    """What people said of alarms, as labels to learn from: sensor, t_start, t_end, label (anomaly, normal), by time.
+
+    One span for each time that the machine was abnormal within the alarm (a latched one may be raised again days later): from
+    the start of the window that raised it to the end of the last one at or above its limit, so that neither the delay nor the
+    votes of the return are taken for a fault.
     """
     with reading(path) as db:
         judged = db.query(
             """
-            SELECT v.alarm_id, v.sensor, verdict, first.ts AS raised, first.payload,
-                   (SELECT max(ts) FROM events AS e WHERE e.alarm_id = v.alarm_id) AS last
-            FROM verdicts AS v JOIN events AS first ON first.rowid =
-                (SELECT min(rowid) FROM events AS e WHERE e.alarm_id = v.alarm_id AND type = 'new')
-            WHERE v.id = (SELECT max(id) FROM verdicts AS w WHERE w.alarm_id = v.alarm_id)
-              AND (:sensor IS NULL OR v.sensor = :sensor)
-            ORDER BY first.ts, v.sensor
+            SELECT alarm_id, sensor, verdict FROM verdicts AS v
+            WHERE id = (SELECT max(id) FROM verdicts AS w WHERE w.alarm_id = v.alarm_id)
+              AND (:sensor IS NULL OR sensor = :sensor)
             """,
             {"sensor": sensor},
         )
         found = []
         for row in list(judged):
-            window = msgspec.json.decode(row["payload"]).get("window") or {}
-            going_on = _last(db, row["alarm_id"])["state"] in ("UNACK", "ACKED")
-            (last,) = db.conn.execute(
-                "SELECT max(ts) FROM scores WHERE sensor = ? AND ts >= ? AND ts <= ? AND ratio >= 1",
-                (row["sensor"], row["raised"], "~" if going_on else row["last"]),
-            ).fetchone()
             label = "anomaly" if row["verdict"] == "true" else "normal"
-            start, end = window.get("start") or row["raised"], last or row["raised"]
-            found.append({"sensor": row["sensor"], "t_start": start, "t_end": end, "label": label})
-        return found
+            for start, raised, returned in _raised(db, row["alarm_id"]):
+                (last,) = db.conn.execute(
+                    "SELECT max(ts) FROM scores WHERE sensor = ? AND ts >= ? AND ts <= ? AND ratio >= 1",
+                    (row["sensor"], raised, returned),
+                ).fetchone()
+                found.append({"sensor": row["sensor"], "t_start": start, "t_end": last or raised, "label": label})
+        return sorted(found, key=lambda span: (span["t_start"], span["sensor"]))
+
+
+def _raised(db: Database, alarm_id: str) -> list[tuple[str, str, str]]:
+    """(start of the window that raised it, when it was raised, when it returned; "~": not yet) for each time."""
+    out: list[tuple[str, str, str]] = []
+    on: tuple[str, str] | None = None
+    rows = db.conn.execute(
+        "SELECT state, ts, payload FROM events WHERE alarm_id = ? AND type IN ('new', 'update', 'end') ORDER BY rowid", (alarm_id,)
+    )
+    for state, ts, payload in rows:
+        if state == "UNACK" and on is None:
+            window = msgspec.json.decode(payload).get("window") or {}
+            on = window.get("start") or ts, ts
+        elif state in ("RTNUN", "LATCHED", "NORM") and on is not None:
+            out.append((*on, ts))
+            on = None
+    return out if on is None else [*out, (*on, "~")]
 
 
 def history(

@@ -56,8 +56,9 @@ def ask(config: Config, name: str, fields: dict[str, Any], timeout_s: float) -> 
     try:
         transport.wait_connected(timeout_s)
         payload = msgspec.json.encode({k: v for k, v in asked.items() if v is not None})
-        # A command that nobody answered has failed: an agent that comes back later must not carry it out.
-        transport.publish(f"{base}/cmd/{name}", payload, qos=1, expires_s=max(1, math.ceil(timeout_s)))
+        # A command that nobody answered has failed: an agent that comes back later must not carry it out. Brokers count whole
+        # seconds, and the agent needs some of them to answer.
+        transport.publish(f"{base}/cmd/{name}", payload, qos=1, expires_s=max(1, math.floor(timeout_s) - 2))
         if not answered.wait(timeout_s):
             return None
     finally:

@@ -41,7 +41,8 @@ def summary(path: Path, sensors: Sequence[str], since: str) -> dict[str, Any]:
     alarms_per_day : None where less than a day was seen
     peak_10_min    : most alarms within ten minutes of all sensors; floods: stretches with more than ten
     chattering     : sensors that were raised three times or more within 60 windows (at least a minute)
-    standing, unacknowledged, stale, shelved : now; stale: since a day or longer
+    standing, unacknowledged, latched, stale, shelved : now; latched: wait for a reset, whether acknowledged before or not; stale: since
+        a day or longer
     verdicts       : alarms of that time that people called true and false, and those nobody has judged
     sensors        : the ten with the most alarms
     """
@@ -111,6 +112,7 @@ def _figures(
         "chattering": sum(s.bursts > 0 for s in found),
         "standing": len(standing),
         "unacknowledged": sum(s.state in ("UNACK", "RTNUN") for s in standing),
+        "latched": sum(s.state == "LATCHED" for s in standing),
         "stale": sum(_stale(s, now) for s in found),
         "shelved": sum(s.state == "SHLVD" for s in found),
         "verdicts": {"true": verdicts.count("true"), "false": verdicts.count("false"), "none": verdicts.count(None)},

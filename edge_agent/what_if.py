@@ -4,12 +4,14 @@
     events ─► alarms as they were told ───────────────────────────────┘
 
 The limit of a row is that of the new settings, or the commissioned one that acted on it. Scores stay as they are: another
-bundle, window or regime needs the samples. Nobody acknowledges, resets or shelves in a replay.
+bundle, window or regime needs the samples. Nobody acknowledges, resets or shelves in a replay; where the sensor was shelved in
+fact, what the new settings would have told is silent too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import msgspec
 import numpy as np
 from sqlite_utils.db import Database
 
-from edge_agent import commissioning, episodes, packing, pipeline, queries
+from edge_agent import alarms, commissioning, episodes, packing, pipeline, queries
 from edge_agent.alarms import Transition
 from edge_agent.episodes import Change, Spell
 from edge_agent.errors import StoreError
@@ -213,6 +215,8 @@ def _answer(
         if old is None
         else episodes.spells(scores.ratios(old), scores.t, old.policy, scores.breaks)
     )
+    if old is None:
+        after = _silenced(after, queries.shelvings(db, sensor, until))
     before, after = (_in_time(spells, begin) for spells in (before, after))
     changes = episodes.compare(before, after, begin, scores.every_s)
     bursts = episodes.chattering([s.begin for s in after if s.begin >= begin], scores.every_s)
@@ -220,6 +224,23 @@ def _answer(
     return Answer(
         sensor, first, last, int(asked.sum()), tuple(before), tuple(after), tuple(changes), tuple(bursts)
     )
+
+
+def _silenced(spells: list[Spell], shelvings: Sequence[tuple[float, float | None]]) -> list[Spell]:
+    """As they would have been told beside these shelvings: what turned meanwhile is told at their end, or not yet."""
+    out: list[Spell] = []
+    for spell in spells:
+        for begun, over in shelvings:
+            if spell.begin > begun and (over is None or spell.begin < over):
+                spell = replace(spell, begin=math.inf if over is None else over)
+            if spell.end is not None and spell.end > begun and (over is None or spell.end < over):
+                spell = replace(spell, end=over)
+        if out and out[-1].end == spell.begin:
+            grave = max(out[-1].severity, spell.severity, key=(alarms.WARNING, alarms.ALARM).index)
+            out[-1] = Spell(out[-1].begin, spell.end, grave)
+        elif spell.begin < (math.inf if spell.end is None else spell.end):
+            out.append(spell)
+    return out
 
 
 def _in_time(spells: list[Spell], since: float) -> list[Spell]:

@@ -176,7 +176,7 @@ def test_what_is_raised_while_shelved_is_told_at_expiry(ratio, severity):
 @pytest.mark.parametrize(
     ("state", "condition", "name", "says"),
     [
-        (NORM, False, "ack", "the alarm is NORM; possible now: shelve"),
+        (NORM, False, "ack", "the alarm is NORM: there is none to see to .*; possible now: shelve"),
         (NORM, False, "reset", "the alarm is NORM"),
         (UNACK, True, "reset", "possible now: ack, shelve"),
         (ACKED, True, "ack", "the alarm is ACKED"),

@@ -112,6 +112,8 @@ def test_the_page_names_every_setting_and_state() -> None:
         ({"warning_ratio": 2.0}, 1, "sensors.a.alarm.alarm_ratio: got 1.5; expected at least warning_ratio (2)"),
         ({"vote": [100, 100]}, 86400, "a window every 86400 s and on_delay_s 0: 99 days; expected at most 30 days"),
         ({"on_delay_s": 1e6}, 1e6, "on_delay_s 1e+06: 34.7 days; expected at most 30 days"),
+        ({"vote": [3, 100]}, 30000, "off_delay_s 0: 34.4 days; expected at most 30 days from the last crossing to the return"),
+        ({"off_delay_s": 1e6}, 1e6, "off_delay_s 1e+06: 57.9 days; expected"),
     ],
 )
 def test_settings_that_can_raise_no_alarm_are_refused(tmp_path: Path, alarm: Any, hop_s: float, says: str) -> None:

@@ -68,8 +68,11 @@ def test_the_figures_of_a_month(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert text[-2].split() == ["worst", "6", "0.6", "0.857", "1", "no", "1"]
     one = json.loads(asked(path, capsys, "--json", "--since", rfc3339(T0 + 3 * DAY), "--sensor", "worst"))
     assert one["alarms"] == 1
+    # What stood then is listed, also where it began before.
     assert cli.main(["alarms", "-c", str(path), "--since", rfc3339(T0 + 6 * DAY), "--json"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(row["sensor"], row["ended"] is None) for row in listed} == {("worst", False), ("stands", True)}
+    assert len(listed) == 2
 
 
 def test_a_flood_is_more_than_ten_in_ten_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +92,8 @@ def test_a_latched_alarm_raised_again_counts_again(tmp_path: Path, capsys: pytes
     path = stored(tmp_path, {"a": [(0.0, ONCE * 5)]}, AlarmPolicy(vote=(1, 1), latching=True))
     s = json.loads(asked(path, capsys, "--json", "--since", rfc3339(T0)))
     assert (s["alarms"], s["chattering"], s["standing"]) == (5, 1, 1)
+    assert (s["unacknowledged"], s["latched"]) == (0, 1)
+    assert "1 standing, 0 of them not acknowledged, 1 latched" in asked(path, capsys, "--since", rfc3339(T0))
 
 
 def test_nothing_seen_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,19 @@ def test_labels_span_the_windows_that_made_the_alarm(judged: Path, capsys: pytes
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
 
 
+def test_a_latched_alarm_that_came_again_has_a_label_for_each_time(tmp_path: Path) -> None:
+    """Between two times that one alarm was raised the machine was well: that time has no label."""
+    pipe = plant(tmp_path, {"latching": True})
+    run(pipe, levels((20, 1.0), (10, 2.0), (50, 1.0), (10, 2.0), (20, 1.0)), tmp_path / "agent.db")
+    store = Store.open(tmp_path / "agent.db")
+    (row,) = queries.alarms(tmp_path / "agent.db")
+    assert store.judge(row["alarm_id"], True, None, None, T0) == "a"
+    store.close()
+    found = queries.labels(tmp_path / "agent.db")
+    spans = [(rfc3339(T0 + first * HOP), rfc3339(T0 + last * HOP)) for first, last in ((22, 30), (82, 90))]
+    assert [(r["t_start"], r["t_end"], r["label"]) for r in found] == [(*span, "anomaly") for span in spans]
+
+
 def test_a_recording_is_cut_at_its_labels(judged: Path) -> None:
     """The capture in five pieces: every sample once, in its order, and those of the alarms under their labels."""
     (whole,) = open_recordings(judged / "a.capture", Ask())

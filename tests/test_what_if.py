@@ -245,19 +245,49 @@ def test_a_restless_setting_chatters(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [burst["alarms"] for burst in answer["chattering"]] == [6]
 
 
+def does(name: str, **how: Any) -> Action:
+    """A person's command after the last window."""
+
+    def act(p: Pipeline, state: PipelineState) -> tuple[PipelineState, list[Transition]]:
+        assert state.last is not None
+        state, tr = pipeline.command(p, state, name, state.last.end, **how)
+        return state, [tr]
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "after", "stood"),
+    [
+        ("c" * 9, "c" * 4 + "L" * 6, "L" * 4 + "c" * 9, [(19, 28)]),  # came meanwhile: told when the shelving ends
+        ("c" * 9 + "L" * 5, "c" * 9, "c" * 5, [(12, 23)]),  # went meanwhile: its end is told then
+        ("c" * 9, "L" * 5 + "c" * 9, "c" * 5, []),  # came and went: never told
+        ("c" * 9 + "L" * 5, "c" * 6 + "L" * 5, "L" * 3 + "c" * 9, [(12, 33)]),  # went and came again: one alarm
+        ("c" * 9 + "L" * 5, "L" * 5, "L" * 3, [(12, None)]),
+        ("c" * 9, "L" * 5, "", []),  # still shelved
+    ],
+)
+def test_what_turned_while_shelved_is_no_difference(
+    tmp_path: Path, before: str, meanwhile: str, after: str, stood: list[tuple[int, int | None]]
+) -> None:
+    """The settings that were in force, over a time in which the sensor was shelved: nothing gained, lost or moved."""
+    pipe, n = plant(tmp_path), 0
+    story: list[Any] = []
+    for part, then in ((before, does("shelve", for_s=1e4)), (meanwhile, does("unshelve") if after else None), (after, None)):
+        story += [message(n + i, 2.0 if c == "L" else 0.8) for i, c in enumerate(part)] + ([] if then is None else [then])
+        n += len(part)
+    run(pipe, story, tmp_path / "agent.db")
+    (answer,) = what_if.ask(tmp_path / "agent.db", {"a": pipe}, "2000-01-01T00:00:00.000Z")
+    windows = [(round((s.begin - T0) / HOP), None if s.end is None else round((s.end - T0) / HOP)) for s in answer.before]
+    assert windows == stood
+    assert answer.changes == ()
+    assert [(s.begin, s.end) for s in answer.after] == [(s.begin, s.end) for s in answer.before]
+
+
 def test_shelved_acknowledged_and_reset_alarms_are_those_that_stood(tmp_path: Path) -> None:
     """What was told is read as times in which the alarm stood: a shelving in between does not cut it, nor what is latched
     prolong it."""
     pipe = plant(tmp_path, {"latching": True})
-
-    def does(name: str, **how: Any) -> Action:
-        def act(p: Pipeline, state: PipelineState) -> tuple[PipelineState, list[Transition]]:
-            assert state.last is not None
-            state, tr = pipeline.command(p, state, name, state.last.end, **how)
-            return state, [tr]
-
-        return act
-
     loud, calm = [message(i, 2.0) for i in range(40)], [message(i, 1.0) for i in range(40)]
     story = [
         *loud[:5], does("ack", by="kim"), *loud[5:8], does("shelve", for_s=9.0), *loud[8:10], does("unshelve"),
