@@ -70,7 +70,7 @@ models: $(VENV)/.installed-all  ## train every bundle under models/ anew from it
 	  echo "== $$name" >&2; $(BIN)/edge-trainer fit trainer/recipes/$$name.yaml --out models/$$name; done
 
 # Packages. RELEASES="12 13" ARCHES="amd64 arm64" say which; DEB_CACHE=DIR where downloads are kept (~/.cache/edge-agent-debs).
-.PHONY: arm64 deb deb-test install-test oldest
+.PHONY: arm64 boot-test deb deb-test install-test oldest
 RELEASES ?= 12 13
 ARCHES   ?= amd64 arm64
 
@@ -79,6 +79,9 @@ deb:  ## a .deb for each Debian release and architecture, into out/deb (root, de
 
 deb-test: $(VENV)/.installed-all  ## install, run, upgrade, remove and purge these in fresh Debian systems
 	@$(BIN)/python -m benchmarks.deb --write --releases "$(RELEASES)" --arches "$(ARCHES)"
+
+boot-test: $(VENV)/.installed-all  ## these in a virtual machine whose systemd starts the service: watchdog, upgrade, the plug pulled (root, qemu-system-x86)
+	@$(BIN)/python -m benchmarks.boot --write --releases "$(RELEASES)"
 
 install-test: $(VENV)/.installed-all  ## the same with deploy/install.sh
 	@$(BIN)/python -m benchmarks.deb --script --releases "$(RELEASES)" --arches amd64

@@ -46,6 +46,10 @@ ELSEWHERE = {"differs": 0.05}
 #: `make deb-test`: the exposure of the installed unit as systemd-analyze prints it.
 DEB = {"exposure": 2.0}
 
+#: `make boot-test`: the virtual machine, how long a boot may take with all its steps, and what a cut of the power may cost: seconds
+#: of scores (the kernel writes what is 30 s old, at its next round of 5 s).
+BOOT = {"disk_mib": 3000, "memory_mib": 1024, "patience_s": 900.0, "lost_s": 40.0}
+
 #: Three stages without labels: the classifier's F1 on held-out records may not lie further than `slack` below that of the
 #: same network learnt from stage 1's scores alone. Precision and recall of the pseudo-labels are shown, not judged.
 STAGED = {"slack": 0.0}
@@ -64,7 +68,8 @@ WHAT_IF = {"windows": 259_200, "seconds": 2.0, "events": 20}
 
 #: `make fuzz`: at least this share of the mutated messages decodes; an input takes at most `hang_s`, a process of many is silent
 #: for at most `silent_s`; branches of the payload and of the configuration code in percent.
-#: growth_mib: of a process that is given the same mutants again and again; growth_blocks: live memory blocks over a run of new ones.
+#: growth_mib: of a process that is given the same mutants again and again; also of large objects over a run of new ones; growth_blocks: small
+#: blocks over that.
 FUZZ = {"decoded_share": 0.1, "hang_s": 5.0, "silent_s": 120.0, "growth_mib": 0.25, "growth_blocks": 5000.0, "coverage": 95.0}
 
 #: `make chaos`: a full run; windows sent less rows counted are at most `s_per_kill` seconds of rows a kill; so many events fall

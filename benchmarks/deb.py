@@ -372,6 +372,14 @@ def dependencies(package: Path, target: Target) -> list[str]:
     return [*sorted(word.strip().split(" ")[0] for word in said.split(",")), "systemd"]
 
 
+def newest(folder: Path, target: Target) -> Path:
+    """The package that was built last for it."""
+    found = sorted(folder.glob(f"edge-agent_*+deb{target.release}_{target.arch}.deb"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UnreachableError(f"no package in {folder}: make deb")
+    return found[-1]
+
+
 def trial(target: Target, package: Path) -> Trial:
     """Run one."""
     say(f"{target}: {package.name}")
@@ -432,10 +440,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seen.append(tried.seen)
                 wrong += tried.wrong
                 continue
-            found = sorted(args.packages.glob(f"edge-agent_*+deb{target.release}_{target.arch}.deb"), key=lambda p: p.stat().st_mtime)
-            if not found:
-                raise UnreachableError(f"no package in {args.packages}: make deb")
-            tried = trial(target, found[-1])
+            tried = trial(target, newest(args.packages, target))
         except UnreachableError as why:
             left_out[str(target)] = str(why)
             say(f"{target}: left out: {why}")

@@ -22,6 +22,9 @@ from edge_agent.trouble import Trouble
 #: Alarm states in which somebody should look: not quiet, not silenced.
 ACTIVE = ("UNACK", "ACKED", "RTNUN", "LATCHED")
 
+#: Newest rows among which a sensor's last window is looked for by when it was judged: its clock may have been set back.
+_RECENT = 20_000
+
 _SCORES = "SELECT sensor, ts, start, seq, score, threshold, ratio, quality, reasons, regime FROM scores"
 
 
@@ -60,9 +63,7 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
         }
         answer = []
         for sensor in sensors:
-            last = next(
-                db.query(f"{_SCORES} WHERE sensor = ? ORDER BY ts DESC, id DESC LIMIT 1", [sensor]), {}
-            )
+            last = _last_window(db, sensor)
             alarm = known.get(sensor, {})
             answer.append(
                 {
@@ -85,6 +86,14 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
                 }
             )
         return answer
+
+
+def _last_window(db: Database, sensor: str) -> dict[str, Any]:
+    recent = f"{_SCORES} WHERE sensor = ? AND id > (SELECT max(id) FROM scores) - {_RECENT} ORDER BY id DESC LIMIT 1"
+    for query in (recent, f"{_SCORES} WHERE sensor = ? ORDER BY ts DESC, id DESC LIMIT 1"):
+        for row in db.query(query, [sensor]):
+            return row
+    return {}
 
 
 def _trouble(blob: bytes) -> Trouble:

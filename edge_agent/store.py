@@ -248,9 +248,11 @@ class Store:
         """Put all records down in one transaction, or nothing.
 
         An event whose event_id is there already is the same event computed again: neither its row nor
-        its outbox row is written twice.
+        its outbox row is written twice. Where there are events, the transaction and all before it outlast a loss of power;
+        scores alone are left to the kernel, which writes them within some 30 s.
         """
-        with _errors(self.path, "written"), self._transaction() as db:
+        lasting = any(record.events for record in records)
+        with _errors(self.path, "written"), self._transaction(lasting) as db:
             for record in records:
                 self._write_one(db, record)
         for record in records:
@@ -337,7 +339,7 @@ class Store:
 
         The last verdict on an alarm is the one that counts; those before it stay on record.
         """
-        with _errors(self.path, "written"), self._transaction() as db:
+        with _errors(self.path, "written"), self._transaction(lasting=True) as db:
             found = db.execute(
                 "SELECT sensor FROM events WHERE alarm_id = ? AND type = 'new' LIMIT 1", (alarm_id,)
             ).fetchone()
@@ -513,10 +515,12 @@ class Store:
         return int((pages - free) * size)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, lasting: bool = False) -> Iterator[sqlite3.Connection]:
+        """lasting: its commit returns once the disk has it."""
         if self.gone():
             # SQLite would go on writing into a file without a name.
             raise DamagedStoreError(f"{self.path}: was deleted or replaced while the agent was running")
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db

@@ -56,6 +56,28 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "deep" / "er" / "edge.db"
 
 
+def test_the_commit_of_an_event_waits_for_the_disk(path: Path) -> None:
+    """An event and a verdict are committed with synchronous=FULL; scores alone, which a card should not be worn out for, are not."""
+    store = Store.open(path)
+    seen: list[str] = []
+
+    def trace(statement: str) -> None:
+        if statement == "COMMIT":
+            store._db.set_trace_callback(None)
+            (level,) = store._db.execute("PRAGMA synchronous").fetchone()
+            seen.append({1: "NORMAL", 2: "FULL"}[level])
+            store._db.set_trace_callback(trace)
+
+    store._db.set_trace_callback(trace)
+    store.write([record(window(0))])
+    store.write([record(window(1)), record(window(2), events=(transition(1),), sensor="s2")])
+    store.write([record(window(3))])
+    assert store.judge("A1", True, None, None, T0) == "s2"
+    store.write([record(window(4))])
+    assert seen == ["NORMAL", "FULL", "NORMAL", "FULL", "NORMAL"]
+    store.close()
+
+
 def test_schema_is_that_of_the_contract(path: Path) -> None:
     """Tables, columns, their order and types are what dashboards may rely on."""
     Store.open(path).close()
@@ -387,6 +409,17 @@ def test_status_tells_each_sensors_alarm_and_last_window(path: Path) -> None:
     assert (s1["state"], s1["active"], s1["severity"], s1["ts"]) == ("UNACK", True, "alarm", rfc3339(T0 + 3))
     assert (s2["state"], s2["active"], s2["ratio"]) == ("NORM", False, 1.25)
     assert (s3["state"], s3["active"], s3["ts"]) == ("NORM", False, None)
+
+
+def test_status_shows_the_last_window_also_after_the_clock_was_set_back(path: Path) -> None:
+    """A board without a clock of its own starts years back: what was judged last is shown, not what has the latest time."""
+    store = Store.open(path)
+    store.write([record(window(0))])
+    store.write([record(window(3), sensor="quiet")])
+    store.write([record(window(1, 0.3, t=T0 - 5000 * DAY))])
+    store.close()
+    s1, quiet = queries.status(path, ["s1", "quiet"])
+    assert (s1["ts"], quiet["ts"]) == (rfc3339(T0 - 5000 * DAY + 2), rfc3339(T0 + 4))
 
 
 def test_alarms_gather_their_events(path: Path) -> None:
