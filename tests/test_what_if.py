@@ -332,7 +332,8 @@ def test_what_cannot_be_replayed_is_refused_by_name(tmp_path: Path, capsys: pyte
 def test_a_reload_logs_what_the_new_settings_would_have_told(
     tmp_path: Path, broker: Broker, listen: Callable[..., Listener]
 ) -> None:
-    """SIGHUP with a stricter vote: the log has what-if's own line over the stored scores; one with nothing changed has none."""
+    """SIGHUP with a stricter vote: the log has what-if's own line over the stored scores; one with nothing changed has none. A
+    budget that the bundle's windows cannot support is warned of then as at the start."""
     path = write_plant(tmp_path, broker.port)
     ear = listen("edge/#")
     agent = Process(path)
@@ -346,7 +347,15 @@ def test_a_reload_logs_what_the_new_settings_would_have_told(
     write_plant(tmp_path, broker.port, {"a": {"alarm": {"vote": [6, 6]}}})
     agent.send(signal.SIGHUP)
     until(lambda: "what if" in agent.said())
+    assert "false alarms" not in agent.said()
+    write_plant(tmp_path, broker.port, {"a": {"alarm": {"vote": [6, 6]}, "false_alarms": "1 per 30 d"}})
+    for n in (3, 4):  # told once: the second time nothing has changed
+        agent.send(signal.SIGHUP)
+        until(lambda n=n: agent.said().count("reloaded: ") == n)
     assert agent.end() == 0
+    (warning,) = (line for line in agent.said().splitlines() if "false alarms" in line)
+    assert "WARNING sensor a: false alarms: " in warning
+    assert "1 per 30 d" in warning
     (line,) = (line for line in agent.said().splitlines() if "what if" in line)
     assert "what if, the last 30 days: a: " in line
     assert line.endswith("2 alarms before, 1 with these settings: 0 gained, 1 lost, 1 moved, 0 chattering")
