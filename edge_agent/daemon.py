@@ -169,6 +169,8 @@ class Daemon:
             len(sensors),
             "" if len(sensors) == 1 else "s",
         )
+        if slow := host.slow_networks():
+            log.warning("%s", slow)
         self._tell_cautions({})
 
     def _tell_cautions(self, before: dict[str, Pipeline]) -> None:

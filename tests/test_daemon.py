@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -220,6 +221,20 @@ def test_a_quiet_sensors_shelving_has_no_severity_anywhere(
     assert agent.rows("SELECT severity FROM events") == [(None,), (None,)]
     told = [(r.levelname, r.getMessage()) for r in caplog.records if r.getMessage().startswith("a: ")]
     assert [t for t in told if "SHLVD" in t[1] or "NORM" in t[1]] == [("INFO", "a: SHLVD, update"), ("INFO", "a: NORM, end")]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_networks_that_will_be_slow_are_warned_of(
+    tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where /proc/cpuinfo is hidden, as by ProcSubset=pid, XNNPACK does not start: said once at the start, with the mend."""
+    path = write_plant(tmp_path, broker.port)
+    for cpuinfo, warned in ((host.CPUINFO, 0), (tmp_path / "hidden", 1)):
+        monkeypatch.setattr(host, "CPUINFO", cpuinfo)
+        caplog.clear()
+        with Agent(path):
+            pass
+        assert caplog.text.count("goes without XNNPACK") == warned
 
 
 def test_retained_commands_are_ignored(tmp_path: Path, broker: Broker, listen: Listen) -> None:

@@ -66,6 +66,8 @@ def test_package_has_no_path_of_install_sh(tmp_path: Path) -> None:
     """Unit and sample configuration name the package's own folders, and the sample is sound as it stands."""
     unit, sample = build.installed_text("edge-agent.service"), build.installed_text("edge-agent.example.yaml")
     assert deb.unit_values(unit, "ExecStart") == ["/usr/lib/edge-agent/venv/bin/edge-agent run -c /etc/edge-agent/config.yaml"]
+    # It would hide /proc/cpuinfo, without which XNNPACK does not start.
+    assert deb.unit_values(unit, "ProcSubset") == []
     path = tmp_path / "config.yaml"
     path.write_text(sample)
     config = load(path)
