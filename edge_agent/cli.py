@@ -179,12 +179,26 @@ def _alarms(a: argparse.Namespace) -> int:
     config = _offline_config(a)
     if a.summary:
         return _summary(a, config)
+    if a.notices:
+        return _notices(a, config)
     columns = _Columns(alarm_id=26, sensor=20, severity=8, state=8, since=24, ended=24, events=6, verdict=0)
     found = queries.alarms(config.database, a.sensor, a.limit, a.since)
     for row in found:
         _row(a.json, columns, row, alert=row["state"] in queries.ACTIVE)
     if not found:
         _say("no alarms" if a.sensor is None else f"no alarms of {a.sensor}")
+    return WELL
+
+
+def _notices(a: argparse.Namespace, config: Config) -> int:
+    from edge_agent import queries
+
+    columns = _Columns(ts=24, sensor=20, type=7, kind=13, text=0)
+    found = queries.beside(config.database, a.sensor, a.limit, a.since)
+    for row in found:
+        _row(a.json, columns, row)
+    if not found:
+        _say("no sensor trouble and no notices")
     return WELL
 
 
@@ -208,7 +222,7 @@ def _summary(a: argparse.Namespace, config: Config) -> int:
     print(f"chattering: {_count(s['chattering'], 'sensor')}")
     print(f"now: {s['standing']} standing, {s['unacknowledged']} of them not acknowledged, {s['latched']} latched, {s['stale']} stale (a day or longer); "
           f"{s['shelved']} shelved")  # fmt: skip
-    print(f"judged by people, a latched alarm that was raised again once: {judged['true']} true, {judged['false']} false, {judged['none']} not yet")
+    print(f"judged by people (one raised again counts once here): {judged['true']} true, {judged['false']} false, {judged['none']} not yet")
     columns = _Columns(sensor=20, alarms=7, alarms_per_day=14, share=6, chattering=10, stale=6, false=0)
     for row in s["sensors"]:
         columns.print({**row, "stale": "yes" if row["stale"] else "no"}, alert=row["stale"])
@@ -626,6 +640,7 @@ def _parser() -> argparse.ArgumentParser:
         "--since", type=moment, metavar="TIME", help=f"on then or later: RFC 3339, or before now: 8h, 30m ({plain}); with --summary 30d"
     )
     p.add_argument("--summary", action="store_true", help="alarms per day, floods, chattering, stale, the ten worst sensors")
+    p.add_argument("--notices", action="store_true", help="what was told beside: sensor trouble, commissioning, drift, unknown regimes")
 
     p = add("history", _history, "scores, oldest first")
     p.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_agent.signals import F64
+from edge_agent.signals import F64, rfc3339
 from edge_agent.values import replace
 
 #: The slow mean forgets within this many windows at least, and within so many correlation times.
@@ -90,7 +90,7 @@ class Told:
         """For people."""
         return (
             f"the machine's normal scores have become {self.way}: {self.factor:.2f} times those of the baseline, "
-            f"{abs(self.z):.1f} standard deviations, all of it below the limit"
+            f"{abs(self.z):.1f} standard deviations, all of it below the limit; since {rfc3339(self.since)}"
         )
 
 

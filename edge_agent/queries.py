@@ -109,7 +109,7 @@ def alarms(
     """Alarms of machines, newest first: when each began and ended, its present state, its gravest severity.
 
     since : those that stand or ended then or later (RFC 3339 UTC), whenever they began
-    Events of type `quality` and `notice` stand beside them and are not listed. The shelving of a sensor with which nothing was wrong, before or meanwhile, is no alarm and not listed.
+    Events of type `quality` and `notice` stand beside them (`beside`). A shelving over which no alarm was told is not listed.
     """
     with reading(path) as db:
         rows = db.query(
@@ -121,7 +121,7 @@ def alarms(
                          CASE WHEN sum(severity = 'alarm') THEN 'alarm' ELSE 'warning' END AS severity
                   FROM events WHERE (:sensor IS NULL OR sensor = :sensor) AND type IN ('new', 'update', 'end')
                   GROUP BY alarm_id
-                  HAVING count(severity) OR sum(type = 'new')) AS a
+                  HAVING sum(type = 'new')) AS a
             JOIN events AS first USING (alarm_id) JOIN events AS last USING (alarm_id)
             WHERE first.rowid = first_id AND last.rowid = last_id AND (last.type != 'end' OR last.ts >= :since)
             ORDER BY first_id DESC LIMIT :limit
@@ -129,6 +129,30 @@ def alarms(
             {"sensor": sensor, "limit": limit, "since": since or ""},
         )
         return list(rows)
+
+
+def beside(
+    path: Path, sensor: str | None = None, limit: int = 100, since: str | None = None
+) -> list[dict[str, Any]]:
+    """What was told beside the machine alarms, newest first: sensor trouble (`quality`) and notices, with its words.
+
+    since : told then or later (RFC 3339 UTC)
+    """
+    with reading(path) as db:
+        rows = db.query(
+            "SELECT sensor, ts, type, payload FROM events WHERE type IN ('quality', 'notice') AND ts >= :since"
+            " AND (:sensor IS NULL OR sensor = :sensor) ORDER BY rowid DESC LIMIT :limit",
+            {"sensor": sensor, "limit": limit, "since": since or ""},
+        )
+        return [{"sensor": r["sensor"], "ts": r["ts"], "type": r["type"], **_words(r["payload"])} for r in rows]
+
+
+def _words(payload: str) -> dict[str, Any]:
+    event = msgspec.json.decode(payload)
+    if notice := event.get("notice"):
+        return {"kind": notice["kind"], "text": notice["text"]}
+    found = event["quality_alarm"]
+    return {"kind": "begins" if found["active"] else "ends", "text": ", ".join(found["reasons"])}
 
 
 def stood(db: Database, sensor: str, until: str | None = None) -> list[Spell]:

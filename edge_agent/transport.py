@@ -445,7 +445,8 @@ class MqttTransport:
         if not topics:
             return
         ordered = tuple(sorted(topics))
-        request: Any = [(topic, 1) for topic in ordered]
+        # MQTT 3.1.1 knows no expiry: a command that nobody answered must not wait at the broker, which keeps QoS 1 only.
+        request: Any = [(topic, 0 if topic == f"{self._mqtt.base}/cmd/+" else 1) for topic in ordered]
         if self._v5:
             handling = (
                 SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if self._old else SubscribeOptions.RETAIN_DO_NOT_SEND

@@ -215,9 +215,9 @@ def _answer(
         if old is None
         else episodes.spells(scores.ratios(old), scores.t, old.policy, scores.breaks)
     )
-    if old is None:
-        after = _silenced(after, queries.shelvings(db, sensor, until))
-    before, after = (_in_time(spells, begin) for spells in (before, after))
+    shelvings = queries.shelvings(db, sensor, until)
+    # What was told is silent then by itself; this changes nothing of it.
+    before, after = (_in_time(_silenced(spells, shelvings), begin) for spells in (before, after))
     changes = episodes.compare(before, after, begin, scores.every_s)
     bursts = episodes.chattering([s.begin for s in after if s.begin >= begin], scores.every_s)
     first, last = float(scores.t[asked].min()), float(scores.t.max())

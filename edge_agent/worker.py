@@ -45,6 +45,8 @@ QUARANTINE_S, QUARANTINE_MAX_S = 600.0, 86400.0
 WAITED_S = 60.0
 #: Messages of a sensor that wait, beyond which no bundle is scored beside: the live one goes first.
 SHADOW_BACKLOG = 32
+#: So long after a connect what the broker has kept is on its way; and so long it is waited for while more of it waits here.
+CAUGHT_UP_S, BACKLOG_S = 3.0, 600.0
 #: Answers kept, so that a command delivered twice is carried out once.
 REMEMBERED_ANSWERS = 64
 
@@ -144,6 +146,7 @@ class Worker:
         self._ahead = clock() - monotonic()
         self._set_by, self._set_at = 0.0, float("-inf")
         self._ticked = float("-inf")
+        self._linked = monotonic()
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
     # ---------------------------------------------------------------- for other threads
@@ -396,10 +399,22 @@ class Worker:
                 self._try_again(sensor, now)
             if not sensor.fault and now - sensor.heard > sensor.config.silent_after_s:
                 self._set_status(sensor, "silent")
+            if self._may_be_behind(sensor, now):
+                continue
             state, transition = pipeline.expire(sensor.pipeline, sensor.state, t)
             if transition is not None:
                 sensor.state = state
                 self._hand_over(sensor, t, events=(self._event(sensor, transition, state.last),))
+
+    def _may_be_behind(self, sensor: Sensor, now: float) -> bool:
+        """Whether windows from the time of its shelving may still come, as after a start or a cut: they belong to it."""
+        until, last = sensor.state.alarm.shelved_until, sensor.state.last
+        if until is None or (last is not None and last.end >= until):
+            return False
+        linked_s = now - self._linked
+        if not self._transport.connected or linked_s < CAUGHT_UP_S:
+            return True
+        return linked_s < BACKLOG_S and self._inbox.depths().get(sensor.config.id, 0) > 0
 
     def _set_status(self, sensor: Sensor, status: str) -> None:
         if status != sensor.status:
@@ -415,6 +430,7 @@ class Worker:
 
     def republish(self) -> None:
         """After a connect: every status that is known (the keeper sends the states)."""
+        self._linked = self._monotonic()
         for name, sensor in self.sensors.items():
             if sensor.status is not None:
                 self.publish_status(name, sensor.status)

@@ -16,10 +16,10 @@ from bundles import healthy, make_indicator_bundle
 
 from edge_agent import bundle as bundles
 from edge_agent import cli, offline, payloads, pipeline
-from edge_agent.alarms import Alarm, AlarmPolicy, Transition
+from edge_agent.alarms import Alarm, AlarmPolicy, Transition, beside
 from edge_agent.features import Context
 from edge_agent.recordings import Ask, Recording, open_recordings
-from edge_agent.signals import Chunk
+from edge_agent.signals import Chunk, rfc3339
 from edge_agent.store import EventRow, Record, Store
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +189,30 @@ def test_a_shelved_healthy_sensor_is_shown_but_is_no_alarm(
     assert out.splitlines()[0].split()[4] == "shelved_until"
     _, out, _ = run(capsys, "alarms", *config, "--json")
     assert [json.loads(line)["alarm_id"] for line in out.splitlines()] == ["A1"]
+
+
+def test_notices_lists_what_was_told_beside(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sensor trouble with its reasons and notices with their words, newest first; the machine alarm is not among them."""
+    store = Store.open(filled / "d" / "edge.db")
+    for n, (kind, extra) in enumerate(
+        [
+            ("quality", {"quality_alarm": {"reasons": ["gap", "stuck"], "active": True}}),
+            ("notice", {"notice": {"kind": "drift", "text": "higher; since then"}}),
+            ("quality", {"quality_alarm": {"reasons": ["gap", "stuck"], "active": False}}),
+        ]
+    ):
+        told = beside(kind, Alarm(), "a/s1", n, T0 + n, extra)
+        store.write([Record("s1", (), (EventRow(told, "t", json.dumps(extra)),), Alarm(), None, T0)])
+    store.close()
+    config = ("-c", filled / "config.yaml")
+    _, out, _ = run(capsys, "alarms", "--notices", *config, "--json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(f["type"], f["kind"], f["text"]) for f in found] == [
+        ("quality", "ends", "gap, stuck"), ("notice", "drift", "higher; since then"), ("quality", "begins", "gap, stuck"),
+    ]  # fmt: skip
+    _, out, _ = run(capsys, "alarms", "--notices", *config, "--since", rfc3339(T0 + 2))
+    assert out.splitlines()[1].split() == [rfc3339(T0 + 2), "s1", "quality", "ends", "gap,", "stuck"]
+    assert run(capsys, "alarms", "--notices", *config, "--sensor", "s2")[1:] == ("", "no sensor trouble and no notices\n")
 
 
 def test_alarms_history_and_export_read_the_database(

@@ -20,8 +20,9 @@ from agents import LAYOUT, Agent, N, Process, message, rows, write_plant
 from bundles import healthy
 from conftest import Broker, Listener, free_port, mqtt_config, needs_mosquitto, until
 
-from edge_agent import host, worker
+from edge_agent import host, queries, worker
 from edge_agent.errors import DROP_REASONS
+from edge_agent.signals import rfc3339
 from edge_agent.transport import MqttTransport
 
 Listen = Callable[..., Listener]
@@ -162,6 +163,55 @@ def test_a_shelving_ends_by_the_receipt_clock(tmp_path: Path, broker: Broker, li
     assert [(e["type"], e["state"]) for e in ear.json("edge/t/s/a/event")] == [
         ("new", "UNACK"), ("update", "SHLVD"), ("new", "UNACK"),
     ]  # fmt: skip
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_shelving_that_runs_out_while_the_agent_is_off_covers_its_own_time(
+    tmp_path: Path, broker: Broker, listen: Listen, stays: bool
+) -> None:
+    """What the broker kept from within the shelving is not told; what is still abnormal after it is, under the alarm's own id."""
+    path = write_plant(tmp_path, broker.port)
+    ear = listen("edge/#")
+    with Agent(path):
+        ear.wait("edge/t/status")
+        ear.publish("edge/t/cmd/shelve", {"request_id": 1, "sensor": "a", "for_s": 4})
+        (shelved,) = (json.loads(p) for p in ear.wait("edge/t/s/a/event"))
+    until_t, t0 = time.time() + 4.0, time.time()
+    loud_ones = 11 if stays else 5
+    for seq in range(11):  # 2.8 s of them, all within the shelving
+        ear.publish("plant/a", message(seq, 1.5 if seq < loud_ones else 0.5, t0=t0))
+    time.sleep(max(0.0, until_t - time.time()))
+    with Agent(path) as agent:
+        until(lambda: agent.rows("SELECT count(*) FROM scores") == [(11,)])
+        told = [json.loads(p) for p in ear.wait("edge/t/s/a/event", 2)]
+        time.sleep(0.6)  # two more looks
+    kinds = [(e["type"], e["state"], e["alarm_id"]) for e in told]
+    end = ("new", "UNACK") if stays else ("end", "NORM")
+    assert kinds == [("update", "SHLVD", shelved["alarm_id"]), (*end, shelved["alarm_id"])]
+    assert len(ear.on("edge/t/s/a/event")) == 2
+    assert told[1]["ts"] >= rfc3339(until_t - 1.0)
+    assert [a["alarm_id"] for a in queries.alarms(tmp_path / "agent.db")] == ([shelved["alarm_id"]] if stays else [])
+
+
+@needs_mosquitto
+def test_over_mqtt_3_1_1_a_command_does_not_wait_for_the_agent(tmp_path: Path, broker: Broker, listen: Listen) -> None:
+    """That protocol knows no expiry, so the broker keeps none; a sensor's messages it keeps all the same."""
+    path = write_plant(tmp_path, broker.port)
+    config = yaml.safe_load(path.read_text())
+    config["mqtt"]["protocol"] = "3.1.1"
+    path.write_text(yaml.safe_dump(config))
+    ear = listen("edge/#")
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.listening)
+    ear.publish("edge/t/cmd/shelve", {"request_id": 1, "sensor": "a", "for_s": 1000})
+    ear.publish("plant/a", message(0))
+    with Agent(path) as agent:
+        ear.wait("edge/t/s/a/score")
+        ear.publish("edge/t/cmd/ack", {"request_id": 2, "sensor": "a"})
+        ear.wait("edge/t/cmd/ack/result")
+        assert ear.on("edge/t/cmd/shelve/result") == []
+        assert agent.daemon.worker.sensors["a"].state.alarm.state == "NORM"
 
 
 @pytest.mark.parametrize(
