@@ -145,6 +145,14 @@ def test_damaged_files_raise_recording_errors_only(tmp_path_factory, name, cut, 
         assert name in str(error)
 
 
+@pytest.mark.parametrize("head", ["\t1.5", "a,b", "ts,a,b"])
+def test_a_head_with_more_names_than_the_rows_have_columns(tmp_path, head):
+    """Names and rows that do not agree are an error that tells both counts."""
+    (tmp_path / "e.csv").write_text(f"{head}\n1.0\n2.0\n3.0\n")
+    with pytest.raises(RecordingError, match=r"e.csv: .*(names [23] columns .* the rows below have 1|invalid column index)"):
+        [list(r.chunks()) for r in open_recordings(tmp_path / "e.csv", Ask(fs_hz=100.0))]
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [

@@ -35,13 +35,13 @@ def read(path: Path, ask: Ask) -> Iterator[Recording]:
     if header and len(header) == 1 and time_column is not None:
         raise RecordingError(f"{path}: has a time column only; expected at least one column of samples")
     # The time column is needed for the rate; the samples are read again when they are asked for.
-    times = None if time_column is None else _load(path, delimiter, bool(header), time_column)[0]
+    times = None if time_column is None else _load(path, delimiter, header, time_column)[0]
     fs_hz = _common.rate(path, ask, None) if times is None else _rate(path, ask, times)
     n_columns = len(header) or _width(path, delimiter)
     keep = _common.channels(path, ask, n_columns - (time_column is not None))
 
     def chunks() -> Iterator[Chunk]:
-        _, frames = _load(path, delimiter, bool(header), time_column)
+        _, frames = _load(path, delimiter, header, time_column)
         if times is None:
             yield from _common.seconds(frames, keep, fs_hz)
             return
@@ -84,7 +84,7 @@ def _width(path: Path, delimiter: str) -> int:
     return _first_line(path).count(delimiter) + 1
 
 
-def _load(path: Path, delimiter: str, header: bool, time_column: int | None) -> tuple[F64, F64]:
+def _load(path: Path, delimiter: str, header: list[str], time_column: int | None) -> tuple[F64, F64]:
     """Times (n,), empty without a time column, and samples (n, n_channels)."""
     converters: dict[int | str, Callable[[str], float]] | None = (
         None if time_column is None else {time_column: _time}
@@ -96,7 +96,7 @@ def _load(path: Path, delimiter: str, header: bool, time_column: int | None) -> 
                 path,
                 np.float64,
                 delimiter=delimiter,
-                skiprows=int(header),
+                skiprows=int(bool(header)),
                 ndmin=2,
                 converters=converters,
                 encoding="utf-8-sig",
@@ -105,6 +105,11 @@ def _load(path: Path, delimiter: str, header: bool, time_column: int | None) -> 
         raise RecordingError(f"{path}: {error}; expected numbers separated by {delimiter!r}") from None
     if len(table) == 0:
         raise RecordingError(f"{path}: holds no rows of samples; expected at least one")
+    if header and table.shape[1] != len(header):
+        raise RecordingError(
+            f"{path}: its first line names {len(header)} columns ({delimiter!r} between them), the rows below have {table.shape[1]}; "
+            "expected as many"
+        )
     if time_column is None:
         return np.empty(0), table
     return table[:, time_column], np.delete(table, time_column, axis=1)
