@@ -1,7 +1,7 @@
 """What `make boot-test` has a virtual machine do to itself; standard library only, started by a unit at each boot.
 
     boot 1  ready · confined · scores · acknowledged · reload · frozen · killed · upgrade ─► cut (the host pulls the plug)
-    boot 2  ready · kept · doctor · scores (the clock stands years back) · stop · remove ─► off
+    boot 2  ready · kept · doctor · scores (the clock stands years back) · stop · credential · remove ─► off
 
 Each step is one line of JSON on the second serial line; the host judges.
 """
@@ -20,6 +20,7 @@ UNIT = "edge-agent.service"
 CONFIG, DATABASE = "/etc/edge-agent/config.yaml", "/var/lib/edge-agent/edge-agent.db"
 HERE = Path("/var/lib/trial")
 PROPERTIES = ("ActiveState", "SubState", "MainPID", "NRestarts", "Result", "StatusText", "ActiveEnterTimestampMonotonic", "Version")
+PASSWORD = "hush-4711"
 #: How long anything may take before the step tells what it has.
 PATIENCE_S = 150.0
 
@@ -185,13 +186,41 @@ def second():
     began = time.monotonic()
     code, text = run("systemctl", "stop", UNIT)
     tell("stop", exit=code, text=text, seconds=round(time.monotonic() - began, 1), unit=unit())
-    run("systemctl", "start", UNIT)
-    seen, _ = until(serving)
+    tell("credential", **credential())
+    seen = unit()
     code, text = run("apt-get", "remove", "-y", "-qq", "edge-agent")
     left = run("pgrep", "-u", "edge-agent")[1]
     tell("remove", exit=code, text=text[-300:], before=seen, processes=left, unit=unit(), failed=failed(), rows=rows())
     tell("log", text=run("journalctl", "-b", "-o", "cat", "-u", UNIT)[1][-3000:])
     tell("off")
+
+
+def credential():
+    """A broker that asks for a password, which systemd hands to the service alone (docs/security.md): what came of it."""
+    Path("/etc/mosquitto/conf.d/trial.conf").write_text(
+        "per_listener_settings true\nlistener 1883 127.0.0.1\nallow_anonymous true\n"
+        "listener 1884 127.0.0.1\nallow_anonymous false\npassword_file /etc/mosquitto/trial.passwd\n"
+    )
+    run("mosquitto_passwd", "-b", "-c", "/etc/mosquitto/trial.passwd", "agent", PASSWORD)
+    run("chown", "mosquitto", "/etc/mosquitto/trial.passwd")
+    broker = run("systemctl", "restart", "mosquitto")
+    kept = Path("/etc/edge-agent/mqtt-password")
+    kept.touch(0o600)
+    kept.write_text(PASSWORD + "\n")
+    config = Path(CONFIG).read_text()
+    login = 'port: 1884\n  username: agent\n  password: "${cred:mqtt-password}"'
+    Path(CONFIG).write_text(config.replace("port: 1883", login))
+    drop_in = Path(f"/etc/systemd/system/{UNIT}.d")
+    drop_in.mkdir()
+    (drop_in / "password.conf").write_text("[Service]\nLoadCredential=mqtt-password:/etc/edge-agent/mqtt-password\n")
+    run("systemctl", "daemon-reload")
+    started = run("systemctl", "start", UNIT)
+    log, _ = until(lambda text: "localhost:1884 (MQTT" in text, lambda: run("journalctl", "-b", "-o", "cat", "-u", UNIT)[1], 60.0)
+    shown = run("systemctl", "show", UNIT)[1]
+    return {
+        "broker": broker, "started": started, "connected": "connected to broker localhost:1884" in log, "unit": unit(),
+        "leaked": PASSWORD in log or PASSWORD in shown, "mode": run("stat", "-c", "%A %U", kept)[1], "log": log[-500:],
+    }
 
 
 def said(words):

@@ -33,6 +33,7 @@ WELL: dict[tuple[int, str], dict[str, Any]] = {
     (2, "doctor"): {"text": "note     clock                   2026-04-27T19:49:14.245Z, not synchronised"},
     (2, "scores"): {"rows": 5, "status": ACKED},
     (2, "stop"): {"unit": {"ActiveState": "inactive", "Result": "success"}, "seconds": 0.5},
+    (2, "credential"): {"connected": True, "leaked": False, "unit": RUNS, "mode": "-rw------- root"},
     (2, "remove"): {"exit": 0, "processes": "", "before": RUNS, "failed": ""},
     (2, "log"): {"text": "INFO connected to broker"},
 }  # fmt: skip
@@ -88,6 +89,8 @@ def test_a_step_that_was_not_told_is_a_complaint(missing: tuple[int, str]) -> No
         ((2, "scores"), ("status", "text"), '{"ts":"2026-11-26T23:56:44.674Z"}'),
         ((2, "doctor"), ("text",), "well     clock                   synchronised"),
         ((2, "stop"), ("unit", "Result"), "timeout"),
+        ((2, "credential"), ("connected",), False),
+        ((2, "credential"), ("leaked",), True),
         ((2, "remove"), ("processes",), "355"),
         ((2, "remove"), ("failed",), "edge-agent.service"),
         ((2, "log"), ("text",), "Error in cpuinfo: failed to parse processor information from /proc/cpuinfo"),
