@@ -215,11 +215,12 @@ def test_an_unknown_head_is_refused(tmp_path, table) -> None:
 
 @given(st.integers(0, 1000), st.integers(1, 4))
 def test_whitened_embeddings_scatter_alike_in_every_direction(seed, groups) -> None:
-    """With a vanishing ridge the scatter within the groups becomes the identity."""
+    """With a ridge that vanishes beside the scatter in every direction, that within the groups becomes the identity."""
     rng = np.random.default_rng(seed)
     d, n = 4, 60
     group = np.arange(n) % groups
-    x = rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) + 10.0 * group[:, None]
+    turned = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    x = rng.standard_normal((n, d)) * rng.uniform(0.3, 3.0, d) @ turned + 10.0 * group[:, None]
     z = x @ ship.whitening(x.astype(np.float32), group, 1e-9).astype(float)
     within = np.concatenate([z[group == g] - z[group == g].mean(0) for g in range(groups)])
     assert within.T @ within / n == pytest.approx(np.eye(d), abs=0.05)
