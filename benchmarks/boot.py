@@ -63,7 +63,6 @@ def possible(target: Target) -> None:
 def furnish(root: Root, package: Path, folder: Path) -> None:
     """The older package, a configuration, the newer one to upgrade to, and the unit that tries them."""
     shutil.copy(deb.older(package, folder), root.inside("/tmp/older.deb"))
-    shutil.copy(package, root.inside("/root/newer.deb"))
     root.install("/tmp/older.deb")
     root.inside("/tmp/older.deb").unlink()
     config = root.inside(deb.CONFIG)
@@ -71,6 +70,7 @@ def furnish(root: Root, package: Path, folder: Path) -> None:
     root.inside("/etc/hostname").write_text("tried\n")
     root.inside("/etc/fstab").write_text("/dev/vda / ext4 defaults,errors=remount-ro 0 1\n")
     root.inside("/var/lib/trial").mkdir()
+    shutil.copy(package, root.inside("/var/lib/trial/newer.deb"))
     shutil.copy(GUEST, root.inside("/var/lib/trial/guest.py"))
     root.inside("/etc/systemd/system/trial.service").write_text(_TRIAL_UNIT.format(python=root.target.python))
     root.inside("/etc/hosts").write_text("127.0.0.1 localhost tried\n::1 localhost\n")
