@@ -157,6 +157,7 @@ def test_configured_budget_acts_and_is_told(broker: Broker, tmp_path: Path, caps
     assert ready.threshold.value >= bundles.load(tmp_path / "rms").threshold.value
     ear = Listener(broker.port, "edge/#")
     with Agent(path):
+        ear.wait("edge/t/status")  # what is sent before it listens is heard by nobody
         for seq in range(8):
             ear.publish("plant/a", message(seq, 3.0))
         ear.wait("edge/t/s/a/event")
