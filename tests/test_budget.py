@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from bundles import make_indicator_bundle
 from conftest import Broker, Listener
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
 
 from benchmarks import budget as judged
 from edge_agent import alarms, assemble, budget
@@ -168,6 +170,44 @@ def test_configured_budget_acts_and_is_told(broker: Broker, tmp_path: Path, caps
     assert told["promised"] != told["wanted"]
     assert json.loads(ear.on("edge/t/info")[0])["sensors"]["a"]["false_alarms"] == told
     ear.close()
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
+def test_the_evidence_of_bursts_is_a_likelihood_ratio(rho: float) -> None:
+    """It is the ratio of two multivariate normal densities (scipy), with a raised box and without, averaged over boxes."""
+    n, rng = 40, np.random.default_rng(5)
+    covariance = rho ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    z = rng.multivariate_normal(np.zeros(n), covariance)
+    density = multivariate_normal(np.zeros(n), covariance)
+    expected = 0.0
+    for begin in range(1, n - max(budget._BURSTS)):
+        ratios = []
+        for length in budget._BURSTS:
+            box = np.zeros(n)
+            box[begin : begin + length] = 1.0
+            ratios += [math.exp(density.logpdf(z - h * box) - density.logpdf(z)) for h in budget._BURST_HEIGHTS]
+        expected += math.log1p(budget._BURST_SHARE * float(np.mean(ratios)))
+    innovations = (z[1:] - rho * z[:-1]) / math.sqrt(1.0 - rho * rho)
+    found = budget._burst_evidence(innovations[None], np.array([rho]))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_bursts_that_seldom_stand_out_are_told_from_chance() -> None:
+    """Bursts 1.5 to 3 times as loud: most records of 14 h show them as bursts; of plain ones about one in thirty seems to."""
+
+    def share(kind: str) -> float:
+        told = []
+        for i in range(30):
+            record = judged.process(kind, 5000, 0.3, np.random.default_rng([11, i]))
+            z = budget.normal_scores(record)
+            coefficients = budget.autoregression(z)
+            drawn = budget.simulate(coefficients, 100 * 5000, np.random.default_rng(i)).reshape(100, 5000)
+            own, others = (budget.together(x, coefficients)["in bursts"] for x in (z[None], drawn))
+            told.append(float(np.mean(others >= own)) <= budget.CHANCES["in bursts"])
+        return float(np.mean(told))
+
+    assert share(judged.FAINT) > 0.6
+    assert share("gamma") < 0.15
 
 
 def test_budget_and_threshold_exclude_each_other(tmp_path: Path) -> None:
