@@ -48,7 +48,10 @@ FS_HZ, N = 1000.0, 256
 HOP_S = N / FS_HZ
 LAYOUT = PayloadLayout("f32le", 1, "ts_seq")
 #: Windows in a row that are loud (the alarm votes 3 of 5) or calm, drawn anew each time.
-LOUD, CALM, LEVEL = (6, 12), (7, 14), 1.8
+LOUD, CALM = (6, 12), (7, 14)
+#: How loud: 2 times the limit, and well below the level at which an alarm may end. Noise of level 1, as in the calibration, lies
+#: within the deadband as often as its few waves happen to, and then alarms stand for minutes.
+LOUD_LEVEL, CALM_LEVEL = 1.8, 0.8
 #: A cut lasts so long, s; a killed process is away so long before it is started again.
 CUT_S, AWAY_S = (2.0, 20.0), (0.0, 1.5)
 #: Nothing is broken at the very beginning, nor after this share of the time.
@@ -102,7 +105,7 @@ class Sensors:
                     self._loud[name] = not self._loud[name]
                     self._left[name] = self._rng.randint(*(LOUD if self._loud[name] else CALM))
                 self._left[name] -= 1
-                wave = self._rng.choice(self._waves) * np.float32(LEVEL if self._loud[name] else 1.0)
+                wave = self._rng.choice(self._waves) * np.float32(LOUD_LEVEL if self._loud[name] else CALM_LEVEL)
                 chunk = Chunk(wave, t=self.began + seq * HOP_S, fs_hz=FS_HZ, seq=seq)
                 self._client.publish(f"plant/{name}", payloads.encode(chunk, LAYOUT))
                 self.sent += 1
