@@ -39,7 +39,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 15.0, what: str = "the condition") -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "the condition") -> Any:
     """Wait for something to become true and return it; the time limit only ends a hang."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -121,7 +121,7 @@ class Listener:
         probe = f"probe/{id(self)}"
         self.transport.subscribe([*topics, probe])
         self.transport.start()
-        self.transport.wait_connected(10)
+        self.transport.wait_connected(60)
         until(self._heard(probe), what="the listener's subscription")
 
     def _heard(self, probe: str) -> Callable[[], bool]:
@@ -148,7 +148,7 @@ class Listener:
         """The same, parsed."""
         return [json.loads(payload) for payload in self.on(topic)]
 
-    def wait(self, topic: str, n: int = 1, timeout_s: float = 15.0) -> list[bytes]:
+    def wait(self, topic: str, n: int = 1, timeout_s: float = 60.0) -> list[bytes]:
         """Payloads on this topic once there are n."""
         return until(
             lambda: len(found := self.on(topic)) >= n and found, timeout_s, f"{n} messages on {topic}"

@@ -196,7 +196,7 @@ def test_a_refused_login_is_said_once_with_the_mend(tmp_path: Path) -> None:
     path = write_plant(tmp_path, broker.port, mqtt={"username": "agent", "password": "wrong-secret"})
     agent = Process(path)
     try:
-        until(lambda: "refuses us" in agent.said(), 30, "the refusal in the log")
+        until(lambda: "refuses us" in agent.said(), what="the refusal in the log")
         time.sleep(2.5)  # at least one more attempt
         assert agent.process.poll() is None
         assert agent.said().count("refuses us") == 1
@@ -212,7 +212,7 @@ def test_an_absent_broker_does_not_stop_the_agent(tmp_path: Path) -> None:
     path = write_plant(tmp_path, free_port())
     agent = Process(path)
     try:
-        until(lambda: "nothing listens there: start the broker" in agent.said(), 30, "the line in the log")
+        until(lambda: "nothing listens there: start the broker" in agent.said(), what="the line in the log")
         time.sleep(1.5)
         assert agent.process.poll() is None
     finally:
@@ -228,8 +228,8 @@ def test_an_unreadable_database_is_set_aside_and_named(tmp_path: Path, content: 
     (tmp_path / "agent.db").write_bytes(content)
     agent = Process(path)
     try:
-        until(lambda: "the old one is kept as" in agent.said(), 30, "the line in the log")
-        until(lambda: "nothing listens there" in agent.said(), 30, "the agent's start")
+        until(lambda: "the old one is kept as" in agent.said(), what="the line in the log")
+        until(lambda: "nothing listens there" in agent.said(), what="the agent's start")
     finally:
         assert agent.end() == 0
     assert [aside.read_bytes() for aside in tmp_path.glob("agent.db.damaged-*Z")] == [content]

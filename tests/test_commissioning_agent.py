@@ -49,14 +49,14 @@ def test_commissioning_goes_on_after_a_kill_and_arms(tmp_path: Path, broker: Bro
     assert (done.returncode, done.stdout) == (0, "a: learning: learning the normals\n"), done.stderr
     for seq in range(40):
         ear.publish("plant/a", message(seq, 0.5))
-    until(lambda: phase_of(tmp_path / "agent.db") == ("verifying", 40), 15, "40 windows on record")
+    until(lambda: phase_of(tmp_path / "agent.db") == ("verifying", 40), what="40 windows on record")
     agent.end(signal.SIGKILL)
     assert ear.on("edge/t/s/a/status")[-1] == b"learning"
     with Agent(path) as again:
         until(lambda: ear.on("edge/t/status").count(b"online") == 2)
         for seq in range(40, 120):
             ear.publish("plant/a", message(seq, 0.5 if seq < 110 else 0.8))
-        until(lambda: len(again.rows("SELECT 1 FROM scores")) >= 120, 15, "all windows")
+        until(lambda: len(again.rows("SELECT 1 FROM scores")) >= 120, what="all windows")
         events = [json.loads(p) for p in ear.wait("edge/t/s/a/event", 3)]
         state = until(lambda: [s for s in ear.json("edge/t/s/a/state") if s["commissioning"]["phase"] == "armed"])[-1]
         until(lambda: ear.on("edge/t/s/a/status")[-1] == b"online")

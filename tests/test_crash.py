@@ -50,7 +50,7 @@ def test_fifty_kills_lose_no_state_and_double_no_event(tmp_path: Path, broker: B
     for kill in range(KILLS):
         before = online()
         agent = Process(path)
-        until(lambda: online() > before, 30, "the agent's start")  # noqa: B023 - called in this round
+        until(lambda: online() > before, what="the agent's start")  # noqa: B023 - called in this round
         if kill == 0:
             publisher.start()
         time.sleep(rng.uniform(0.0, 0.6))
@@ -59,7 +59,7 @@ def test_fifty_kills_lose_no_state_and_double_no_event(tmp_path: Path, broker: B
     publisher.join()
     with Agent(path) as last:
         until(lambda: last.daemon._transport.listening)
-        until(lambda: not last.rows("SELECT 1 FROM outbox WHERE sent IS NULL"), 30, "an empty outbox")
+        until(lambda: not last.rows("SELECT 1 FROM outbox WHERE sent IS NULL"), what="an empty outbox")
     ear_events = [json.loads(payload) for payload in ear.on("edge/t/s/a/event")]
     ear.close()
 

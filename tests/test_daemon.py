@@ -538,7 +538,7 @@ def test_starts_without_a_broker_and_delivers_late(tmp_path: Path) -> None:
         until(lambda: agent.daemon.worker.sensors["a"].state.alarm.state == "UNACK")
         broker.start()
         ear = Listener(broker.port, "edge/#")
-        sent = ear.wait("edge/t/s/a/event", timeout_s=30)[0]
+        sent = ear.wait("edge/t/s/a/event")[0]
         until(lambda: agent.rows("SELECT sent FROM outbox")[0][0] is not None)
         state = until(lambda: [s for s in ear.json("edge/t/s/a/state") if s["state"] == "UNACK"])[0]
         ear.publish("edge/t/cmd/resend", {"request_id": 1, "since": "2026-01-01T00:00:00Z"})
@@ -561,12 +561,12 @@ def test_the_agent_comes_back_after_a_broker_restart_with_nothing_kept(
         until(lambda: ear.json("edge/t/info"))
         broker.stop()
         broker.start()
-        until(lambda: ear.transport.connected, 30)
+        until(lambda: ear.transport.connected)
         again = Listener(broker.port, "edge/#")
         for topic in ("status", "info", "s/a/state"):
-            again.wait(f"edge/t/{topic}", timeout_s=30)
+            again.wait(f"edge/t/{topic}")
         again.publish("plant/a", message(0))
-        again.wait("edge/t/s/a/score", timeout_s=30)
+        again.wait("edge/t/s/a/score")
         again.close()
 
 
@@ -706,7 +706,7 @@ def test_a_second_agent_on_the_same_database_refuses(tmp_path: Path) -> None:
         assert "another agent is running with this database" in late.said()
         assert str(tmp_path / "agent.db") in late.said()
     again = Process(path)
-    until(lambda: again.said().count("agent t, 1 sensor\n"), 30, "the start after a clean stop")
+    until(lambda: again.said().count("agent t, 1 sensor\n"), what="the start after a clean stop")
     again.end(signal.SIGKILL)
     with Agent(path):
         assert (tmp_path / "agent.db.lock").exists()

@@ -43,7 +43,7 @@ def started(path: Path, ear: Listener) -> Process:
     """An agent in a process of its own, online."""
     before = ear.on("edge/t/status").count(b"online")
     agent = Process(path)
-    until(lambda: ear.on("edge/t/status").count(b"online") > before, 30, "the agent's start")
+    until(lambda: ear.on("edge/t/status").count(b"online") > before, what="the agent's start")
     return agent
 
 
@@ -76,7 +76,7 @@ def test_what_people_did_survives_a_kill(tmp_path: Path, broker: Broker, listen:
     agent.end(signal.SIGKILL)
 
     agent = started(path, ear)
-    until(lambda: len(rows(database, "SELECT 1 FROM events")) == 4, 10, "the end of the shelving")
+    until(lambda: len(rows(database, "SELECT 1 FROM events")) == 4, what="the end of the shelving")
     assert agent.end() == 0
     told = [json.loads(p) for (p,) in rows(database, "SELECT payload FROM events ORDER BY rowid")]
     assert [(e["type"], e["state"], e.get("by"), e.get("comment")) for e in told] == [

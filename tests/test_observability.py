@@ -148,7 +148,7 @@ def test_the_doctor_finds_nothing_wrong_with_a_well_plant(tmp_path: Path, broker
     with Agent(path):
         ear.wait("edge/t/status")
         ear.publish("plant/a", message(0, t0=t0))
-        until(lambda: rows_of(tmp_path), what="the first commit", timeout_s=20)
+        until(lambda: rows_of(tmp_path), what="the first commit")
         found = {}
         checks = doctor.examine(path, 1.0)
         for check in checks:

@@ -341,7 +341,7 @@ def test_a_reload_logs_what_the_new_settings_would_have_told(
     for payload in levels((10, 1.0), (3, 2.0), (10, 1.0), (10, 2.0), now=time.time() - 60.0):
         ear.publish("plant/a", payload)
     ear.wait("edge/t/s/a/event", 3)
-    until(lambda: rows(tmp_path / "agent.db", "SELECT count(*) FROM scores") == [(33,)], 15, "all windows on record")
+    until(lambda: rows(tmp_path / "agent.db", "SELECT count(*) FROM scores") == [(33,)], what="all windows on record")
     agent.send(signal.SIGHUP)
     until(lambda: agent.said().count("reloaded: ") == 1)
     write_plant(tmp_path, broker.port, {"a": {"alarm": {"vote": [6, 6]}}})
