@@ -152,9 +152,11 @@ def step(
     k, n = policy.vote
     ratios = (*alarm.ratios, ratio)[-n:]
     voted = sum(r >= policy.warning_ratio for r in ratios) >= k
-    clear = all(r < return_ratio(policy) for r in ratios)
-    raise_since = (t if alarm.raise_since is None else alarm.raise_since) if voted else None
-    return_since = (t if alarm.return_since is None else alarm.return_since) if clear else None
+    # Where the votes were forgotten (another limit, another bundle), one low window is no return.
+    clear = len(ratios) == n and all(r < return_ratio(policy) for r in ratios)
+    # Where the sensor's clock was set back, a delay counts from the new time: it must not wait for the old one to come again.
+    raise_since = (t if alarm.raise_since is None else min(alarm.raise_since, t)) if voted else None
+    return_since = (t if alarm.return_since is None else min(alarm.return_since, t)) if clear else None
     alarm = replace(alarm, ratios=ratios, raise_since=raise_since, return_since=return_since)
     grave = sum(r >= policy.alarm_ratio for r in ratios) >= k
     if not alarm.condition and _held(raise_since, t, policy.on_delay_s):
@@ -174,7 +176,9 @@ def turn(
         alarm = replace(alarm, condition=False)
         how = "latching" if policy.latching else "require_ack" if policy.require_ack else "plain"
         return _apply(alarm, f"{RETURN}_{how}", t, key)
-    alarm = replace(alarm, condition=True, severity=ALARM if grave else WARNING)
+    # An alarm that is raised again before it was acknowledged or reset is still as grave as it was.
+    was = alarm.severity if what == RAISE and alarm.state in (RTNUN, LATCHED) else None
+    alarm = replace(alarm, condition=True, severity=ALARM if grave or was == ALARM else WARNING)
     return _apply(alarm, what, t, key)
 
 

@@ -10,7 +10,7 @@ The network stays. Learnt are a second offset and scale a feature (the normals, 
 distribution of the scores that come of them, and the limit. The normals change the score, so the limit rests on later
 windows than the normals do. While it is learnt nothing of it acts; once armed nothing is learnt, so a fault never is.
 
-`take` gives the next value; memory is bounded: up to 32 blocks of moments, 2000 scores, thinned by halves.
+`take` gives the next value; memory is bounded: up to 32 blocks of moments, 2000 scores, thinned by halves, and the newest 5000.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ LEARN, VERIFY, LEARN_SHARE = 100, 200, 0.4
 LEAST_ASKED = 50
 #: Scores kept; beyond, every second is dropped and only every second window kept from then on.
 MAX_SCORES = 2000
+#: Newest scores in a row, of all regimes together, that a budget of false alarms is fitted to: votes are over neighbours.
+MAX_ROW = 5000
 #: Verified windows after which a baseline that has not converged is given up.
 GIVE_UP = 20_000
 MAX_BLOCKS = 32
@@ -64,9 +66,13 @@ MOST_PERIODIC = (3.8, 8.0)
 #: Bundle's score ÷ its limit, median over the learning; the second where a person vouches for the machine. A bundle for
 #: all machines may score a healthy one that it never saw above its limit (HIT-SM normal 1.4 to 4.7, its faults 6.5 and more).
 MOST_RATIO, MOST_VOUCHED = 1.0, 5.0
+#: The newest `EARLY` windows while verifying, over the median of the learning: a fault that began meanwhile.
+MOST_GROWN = 3.0
 #: Drift within the learning: share of the blocks' variance that a straight line explains, and its rise in standard
 #: deviations of single windows.
 DRIFT_LINE, DRIFT_RISE = 0.8, 2.0
+#: From one window to the next so much time counts at most: ten times the usual, at least the second; the first step the third.
+USUAL_STEPS, STEP_S, FIRST_STEP_S = 10.0, 3600.0, 86400.0
 
 # When the scores have converged.
 #: 1 % point of the two-sample Kolmogorov-Smirnov distance, times sqrt(2 / independent scores in a half).
@@ -184,13 +190,16 @@ class Progress:
     """A commissioning on its way: everything that grows, bounded.
 
     seen, bad  : windows that came, and those not learnt from (quality faults, regime not known)
-    begun      : start of the first window learnt from; verified: of the first one verified, s
+    end        : of the newest window, event time, s; elapsed: seconds that the windows of this phase span, but for jumps
     blocks     : (k, 1 + 2 F) count, mean and mean square about it of consecutive windows
     block      : windows a block
-    impulses   : (m, 2); own: (m,) bundle's score ÷ limit, of the windows learnt from, every `thin`-th
+    impulses   : (m, 2); own: (m,) bundle's score ÷ limit, of the windows learnt from, every `thin`-th; while verifying of the
+                 newest `EARLY`
+    learnt_own : median of `own` over the learning; None where it is not known
     vectors    : (m, F) of the same, for clusters only
     offset, scale, centres : once learnt
     scores     : (n,) verified, every `stride`-th, with `labels` (n,) into `names`
+    row        : (r,) the newest in a row, with `row_labels`; for a budget of false alarms only
     ranges     : (low, high) of the operating values of each name
     residual   : (2, F) sum and sum of squares of the score's residual over `n_verified` windows
     checked    : number of verified windows at the last look; note: what it said
@@ -200,14 +209,15 @@ class Progress:
     bad: int = 0
     n_learnt: int = 0
     n_verified: int = 0
-    begun: float | None = None
-    verified: float | None = None
+    end: float | None = None
+    elapsed: float = 0.0
     blocks: F32 = field(default_factory=_no_rows)
     block: int = 1
     impulses: F32 = field(default_factory=_no_rows)
     own: F32 = field(default_factory=_none)
     vectors: F32 = field(default_factory=_no_rows)
     thin: int = 1
+    learnt_own: float | None = None
     offset: F32 = field(default_factory=_none)
     scale: F32 = field(default_factory=_none)
     centres: F32 = field(default_factory=_no_rows)
@@ -215,6 +225,8 @@ class Progress:
     labels: F32 = field(default_factory=_none)
     names: tuple[str, ...] = ()
     ranges: tuple[tuple[float, float], ...] = ()
+    row: F32 = field(default_factory=_none)
+    row_labels: F32 = field(default_factory=_none)
     stride: int = 1
     residual: F32 = field(default_factory=_no_rows)
     checked: int = 0
@@ -364,10 +376,18 @@ def take(c: Commissioning, seen: Seen, bundle: str, names: Sequence[str] = ()) -
             return refuse(c, f"{p.bad} of {p.seen} windows {what}, at most {MOST_BAD:.0%} may: mend the sensor first")
         return replace(c, going=p)
     if c.phase == LEARNING:
-        return _learn(replace(c, going=p), seen, names)
+        return _learn(replace(c, going=_timed(p, p.n_learnt, seen)), seen, names)
     if seen.score is None:
         return replace(c, going=p)
-    return _verify(replace(c, going=p), seen, bundle)
+    return _verify(replace(c, going=_timed(p, p.n_verified, seen)), seen, bundle)
+
+
+def _timed(p: Progress, n: int, seen: Seen) -> Progress:
+    """One window more in the time that has passed, after n of this phase. A clock that was set, or a machine that stood for a weekend, is no
+    time that was learnt from."""
+    step = seen.end - (seen.start if p.end is None else p.end)
+    most = FIRST_STEP_S if n < 2 else max(STEP_S, USUAL_STEPS * p.elapsed / n)
+    return replace(p, end=seen.end, elapsed=p.elapsed + min(max(step, 0.0), most))
 
 
 def _learn(c: Commissioning, seen: Seen, names: Sequence[str]) -> Commissioning:
@@ -379,7 +399,6 @@ def _learn(c: Commissioning, seen: Seen, names: Sequence[str]) -> Commissioning:
     p = replace(
         p,
         n_learnt=p.n_learnt + 1,
-        begun=seen.start if p.begun is None else p.begun,
         blocks=_block(p, v),
         block=p.block,
         impulses=_append(p.impulses, (seen.impulse.kurtosis, seen.impulse.peak)) if keep and seen.impulse else p.impulses,
@@ -389,8 +408,8 @@ def _learn(c: Commissioning, seen: Seen, names: Sequence[str]) -> Commissioning:
     if len(p.blocks) == MAX_BLOCKS and p.blocks[-1, 0] >= p.block * len(v):
         p = replace(p, blocks=_joined(p.blocks), block=2 * p.block)
     done = p.n_learnt / plan.learn
-    if plan.for_s is not None and p.begun is not None:
-        done = min(done, (seen.end - p.begun) / (LEARN_SHARE * plan.for_s))
+    if plan.for_s is not None:
+        done = min(done, p.elapsed / (LEARN_SHARE * plan.for_s))
     if p.n_learnt >= EARLY and (p.n_learnt % 10 == 0 or done >= 1.0) and (bad := _bad(p, plan.healthy)) is not None:
         return refuse(c, bad)
     if done < 1.0:
@@ -405,8 +424,8 @@ def _learn(c: Commissioning, seen: Seen, names: Sequence[str]) -> Commissioning:
         centres = regimes.cluster(_normalise(p.vectors, offset, scale), plan.clusters)
     width = v.shape[-1]
     p = Progress(
-        seen=p.seen, bad=p.bad, n_learnt=p.n_learnt, begun=p.begun, verified=seen.end, offset=offset, scale=scale,
-        centres=centres, residual=np.zeros((2, width), np.float32),
+        seen=p.seen, bad=p.bad, n_learnt=p.n_learnt, end=seen.end, offset=offset, scale=scale, centres=centres,
+        learnt_own=float(np.median(p.own)) if p.own.size else None, residual=np.zeros((2, width), np.float32),
     )  # fmt: skip
     return replace(c, phase=VERIFYING, percent=40, reason="verifying the normals on later windows", going=p)
 
@@ -419,6 +438,11 @@ def _verify(c: Commissioning, seen: Seen, bundle: str) -> Commissioning:
     if plan.clusters:
         regime = regimes.nearest(p.centres, p.normalise(seen.vectors).mean(0))
     p = _with_range(p, regime, seen.value)
+    p = replace(
+        p,
+        own=p.own if seen.own is None else np.append(p.own, np.float32(seen.own))[-EARLY:],
+        impulses=p.impulses if seen.impulse is None else _append(p.impulses, (seen.impulse.kurtosis, seen.impulse.peak))[-EARLY:],
+    )
     if p.n_verified % p.stride == 0:
         p = replace(
             p,
@@ -427,16 +451,20 @@ def _verify(c: Commissioning, seen: Seen, bundle: str) -> Commissioning:
         )
         if p.scores.size >= MAX_SCORES:
             p = replace(p, scores=p.scores[::2], labels=p.labels[::2], stride=2 * p.stride)
+    if plan.budget_s is not None:
+        p = _with_row(p, np.float32(seen.score), p.names.index(regime))
     r = seen.residual.astype(np.float64)
     p = replace(p, n_verified=p.n_verified + 1, residual=(p.residual + np.stack([r, r * r])).astype(np.float32))
     done = p.n_verified / plan.verify
-    if plan.for_s is not None and p.verified is not None:
-        done = min(done, (seen.end - p.verified) / ((1.0 - LEARN_SHARE) * plan.for_s))
+    if plan.for_s is not None:
+        done = min(done, p.elapsed / ((1.0 - LEARN_SHARE) * plan.for_s))
+    if p.n_verified >= EARLY and (p.n_verified % 10 == 0 or done >= 1.0) and (bad := _bad(p, plan.healthy)) is not None:
+        return refuse(c, bad)
     if done < 1.0:
         return replace(c, percent=40 + int(50.0 * done), going=p)
     if p.checked and p.n_verified < 1.1 * p.checked:
         return replace(c, going=p)
-    found, note = _converged(plan, p, 0.0 if p.verified is None else seen.end - p.verified)
+    found, note = _converged(plan, p)
     p = replace(p, checked=p.n_verified, note=note)
     if not found:
         if p.n_verified >= GIVE_UP:
@@ -496,6 +524,11 @@ def _bad(p: Progress, healthy: bool) -> str | None:
             return (
                 f"the bundle's own score is {ratio:.1f} times its limit (median; at most {most:g}): a damaged machine, "
                 f"or one of a kind that the bundle does not know{'' if healthy else '; ' + _VOUCH}"
+            )
+        if p.learnt_own is not None and ratio > max(MOST_RATIO, MOST_GROWN * p.learnt_own):
+            return (
+                f"the bundle's own score has grown to {ratio / max(p.learnt_own, 1e-9):.1f} times what it was while the normals were learnt (median of the "
+                f"last {p.own.size} windows; at most {MOST_GROWN:g}): find out what has changed at the machine"
             )
     if len(p.impulses):
         kurtosis, peak = (float(m) for m in np.median(p.impulses, 0))
@@ -591,6 +624,15 @@ def _thinned(p: Progress) -> Progress:
     return replace(p, own=p.own[::2], impulses=p.impulses[::2], vectors=p.vectors[::2], thin=2 * p.thin)
 
 
+def _with_row(p: Progress, score: np.float32, label: int) -> Progress:
+    """One score more in a row; of the regime that has more than its share the oldest goes."""
+    row, labels = np.append(p.row, score), np.append(p.row_labels, np.float32(label))
+    if (own := labels == label).sum() > MAX_ROW // len(p.names):
+        oldest = int(own.argmax())
+        row, labels = np.delete(row, oldest), np.delete(labels, oldest)
+    return replace(p, row=row, row_labels=labels)
+
+
 def _with_range(p: Progress, regime: str, value: float | None) -> Progress:
     if regime not in p.names:
         p = replace(p, names=(*p.names, regime), ranges=(*p.ranges, (math.inf, -math.inf)))
@@ -607,11 +649,8 @@ def _with_range(p: Progress, regime: str, value: float | None) -> Progress:
 # ---------------------------------------------------------------------------- convergence
 
 
-def _converged(plan: Plan, p: Progress, span_s: float) -> tuple[tuple[RegimeLimit, ...], str]:
-    """The limits where the scores of every regime that has enough of them have converged; else () and why not yet.
-
-    span_s : event time over which the scores came
-    """
+def _converged(plan: Plan, p: Progress) -> tuple[tuple[RegimeLimit, ...], str]:
+    """The limits where the scores of every regime that has enough of them have converged; else () and why not yet."""
     found = []
     notes = []
     for i, name in enumerate(p.names):
@@ -625,8 +664,11 @@ def _converged(plan: Plan, p: Progress, span_s: float) -> tuple[tuple[RegimeLimi
             return (), where + note
         if plan.budget_s is not None and plan.policy is not None:
             try:
-                hop_s = max(span_s / max(p.scores.size, 1), 1e-3)
-                promise = budget.fit(scores, hop_s, plan.policy, Budget(plan.budget_s), floor=threshold.value)
+                # Every window votes, so neighbours are fitted to, at the time from one to the next. Each regime has the
+                # budget's rate in its own windows, so all have it together.
+                hop_s = max(p.elapsed / p.n_verified, 1e-3)
+                row: F64 = p.row[p.row_labels == i].astype(np.float64)
+                promise = budget.fit(row, hop_s, plan.policy, Budget(plan.budget_s), floor=threshold.value)
             except ValueError as error:
                 return (), where + str(error)
             threshold = promise.threshold

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import msgspec
 
-from edge_agent import __version__, budget, host, pipeline, salvage, store, what_if
+from edge_agent import __version__, budget, host, salvage, store, what_if
 from edge_agent.assemble import assemble, load, shadows, usable
 from edge_agent.config import Config
 from edge_agent.errors import ConfigError, EdgeAgentError, StoreError
@@ -32,12 +32,14 @@ from edge_agent.metrics import Exporter
 from edge_agent.pipeline import Pipeline
 from edge_agent.signals import rfc3339
 from edge_agent.transport import MqttTransport, Transport
-from edge_agent.worker import Sensor, Tally, Worker, carry
+from edge_agent.worker import BACKLOG_S, CAUGHT_UP_S, Sensor, Tally, Worker, recall
 
 log = logging.getLogger(__name__)
 
 #: Longest time a clean stop may take to work off what waits.
 DRAIN_S = 8.0
+#: The network thread waits so long at most for room in a queue: well below the keep-alive of the connection.
+ROOM_S = 5.0
 #: What a reload looks back on.
 WHAT_IF_S = 30 * 86400.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -73,6 +75,7 @@ class Daemon:
         self._commands = f"{self._base}/cmd/"
         self._reload: list[Callable[[bool, str], None]] = []
         self._health_due = False
+        self._behind_since: float | None = None  # monotonic, of the connection whose backlog still comes
         self._transport: Transport
         self._keeper: Keeper
         self._claim: IO[bytes]
@@ -117,16 +120,9 @@ class Daemon:
             status_topic=f"{self._base}/status",
         )
         self._transport = transport
-        now = self._monotonic()
-        sensors = []
-        for name, built in self._pipelines.items():
-            blob = None if database is None else database.load_state(name)
-            state = pipeline.initial(built) if blob is None else carry(built, blob)
-            if blob is None and database is not None and (alarm := database.alarm_of(name)) is not None:
-                state = replace(state, alarm=alarm)  # salvaged without the state that belongs to it
-            sensor = Sensor(config.sensors[name], built, state, now)
-            sensor.last_event_id = None if database is None else database.last_event_id(name)
-            sensors.append(sensor)
+        now, t = self._monotonic(), self._clock()
+        sensors = [recall(database, config.sensors[name], built, t, now) for name, built in self._pipelines.items()]
+        disabled = () if database is None else tuple(name for name in database.sensors() if name not in config.sensors)
         if database is not None and begun.store is None:
             database.close()
         states = {sensor.config.id: sensor.state for sensor in sensors}
@@ -151,6 +147,7 @@ class Daemon:
             clock=self._clock,
             monotonic=self._monotonic,
             on_reload=self.request_reload,
+            disabled=disabled,
         )
         self.worker.set_shadows(_shadows(config))
         for sensor in sensors:
@@ -227,6 +224,17 @@ class Daemon:
 
     # ---------------------------------------------------------------- paho's thread: only enqueues
 
+    def _catching_up(self) -> bool:
+        """Whether what the broker has kept for us still comes. Brokers send all of it at once, whatever was asked for, so then the network
+        thread waits for the worker, and what does not fit here stays in the broker. At other times a flood of one
+        sensor must not hold up the others."""
+        if self._behind_since is None:
+            return False
+        since_s = self._monotonic() - self._behind_since
+        if since_s > BACKLOG_S or (since_s > CAUGHT_UP_S and self.inbox.empty()):
+            self._behind_since = None
+        return self._behind_since is not None
+
     def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic.startswith(self._commands):
             if retained:
@@ -234,12 +242,12 @@ class Daemon:
             elif not self.inbox.call(lambda: self.worker.command(topic[len(self._commands) :], payload)):
                 log.warning("command on %s dropped: too many wait", topic)
             return
-        received = self._clock()
+        catching_up = self._catching_up()
         for sensor in self._regimes.get(topic, ()):
             if retained:
                 self.worker.dropped(sensor, "retained", "a retained operating value is old by an unknown time")
             else:
-                self.inbox.put(sensor, OperatingValue(payload), received)
+                self._enqueue(sensor, OperatingValue(payload), catching_up)
         sensors = self._routes.get(topic)
         if sensors is None and topic in self._regimes:
             return
@@ -258,12 +266,17 @@ class Daemon:
                     "rate_limited",
                     f"more than max_messages_per_s ({bucket.rate:g}) for longer than a burst; is the sensor well?",
                 )
-            elif evicted := self.inbox.put(sensor, payload, received):
-                self.worker.dropped(
-                    sensor, "overflow", "messages come faster than they can be scored; the oldest go", evicted
-                )
+            else:
+                self._enqueue(sensor, payload, catching_up)
+
+    def _enqueue(self, sensor: str, payload: bytes, catching_up: bool) -> None:
+        if catching_up:
+            self.inbox.wait_for_room(sensor, ROOM_S)
+        if evicted := self.inbox.put(sensor, payload, self._clock()):
+            self.worker.dropped(sensor, "overflow", "messages come faster than they can be scored; the oldest go", evicted)
 
     def _on_connected(self) -> None:
+        self._behind_since = self._monotonic()
         self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
         for name in self._refused:
             self._transport.publish(f"{self._base}/s/{name}/status", b"fault", qos=1, retain=True)
@@ -287,37 +300,61 @@ class Daemon:
             log.error("reload refused, the old configuration goes on: %s", error, exc_info=unforeseen)
             outcome = False, f"refused, the old configuration goes on: {error}"
         else:
-            old, before = self.config, self._pipelines
-            fixed = all(getattr(old, what) == getattr(config, what) for what in ("agent_id", "mqtt", "database", "metrics"))
-            self.config, self._pipelines, self._refused = config, pipelines, ()
-            new_routes, new_regimes = _routes(config), _regimes(config)
-            # Both old and new sensors are known while the worker changes over.
-            self.inbox.watch([*old.sensors, *config.sensors])
-            said: list[str] = []
-            beside = _shadows(config)
-
-            def take_over() -> None:
-                changes = self.worker.replace_sensors(config.sensors, pipelines)
-                self.worker.set_shadows(beside)
-                said.append(changes)
-
-            done = self.inbox.call(take_over)
-            deadline = time.monotonic() + DRAIN_S
-            while done and not said and self.worker.alive() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            self.inbox.watch(config.sensors)
-            self._routes, self._regimes = new_routes, new_regimes
-            self._buckets = _buckets(config, self._buckets)
-            self._transport.subscribe(self._subscriptions())
-            self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
-            note = "" if fixed else "; changes of agent, mqtt, metrics and database take effect with a restart"
-            outcome = True, f"reloaded: {said[0] if said else 'the worker is busy and takes over soon'}{note}"
-            log.info("%s", outcome[1])
-            self._tell_cautions(before)
-            self._tell_what_if(before, pipelines)
+            outcome = self._take_over(config, pipelines)
         host.notify("READY=1")
         for answer in asked:
             answer(*outcome)
+
+    def _take_over(self, config: Config, pipelines: dict[str, Pipeline]) -> tuple[bool, str]:
+        """Have the worker run these from now on; (whether it does, what is to be said)."""
+        old, before = self.config, self._pipelines
+        fixed = all(getattr(old, what) == getattr(config, what) for what in ("agent_id", "mqtt", "database", "metrics"))
+        # Both old and new sensors are known while the worker changes over.
+        self.inbox.watch([*old.sensors, *config.sensors])
+        said: list[str] = []
+        beside, recalled = _shadows(config), self._recalled(config, pipelines)
+
+        def take_over() -> None:
+            changes = self.worker.replace_sensors(config.sensors, pipelines, recalled)
+            self.worker.set_shadows(beside)
+            said.append(changes)
+
+        deadline = time.monotonic() + DRAIN_S
+        while not (called := self.inbox.call(take_over)) and self.worker.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not called:
+            self.inbox.watch(old.sensors)
+            log.error("reload refused: too many commands wait")
+            return False, "refused, the old configuration goes on: too many commands wait; ask again"
+        while not said and self.worker.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.config, self._pipelines, self._refused = config, pipelines, ()
+        self.inbox.watch(config.sensors)
+        self._routes, self._regimes = _routes(config), _regimes(config)
+        self._buckets = _buckets(config, self._buckets)
+        self._transport.subscribe(self._subscriptions())
+        self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
+        note = "" if fixed else "; changes of agent, mqtt, metrics and database take effect with a restart"
+        outcome = f"reloaded: {said[0] if said else 'the worker is busy and takes over soon'}{note}"
+        log.info("%s", outcome)
+        self._tell_cautions(before)
+        self._tell_what_if(before, pipelines)
+        return True, outcome
+
+    def _recalled(self, config: Config, pipelines: dict[str, Pipeline]) -> dict[str, Sensor]:
+        """Sensors that do not run yet, as they stand on record: one whose bundle was mended, or that was there some time ago."""
+        names = [name for name in pipelines if name not in self.worker.sensors]
+        # A connection of its own: the store thread's is not ours.
+        database = salvage.peek(self.config.database) if names else None
+        t, now = self._clock(), self._monotonic()
+        try:
+            return {name: recall(database, config.sensors[name], pipelines[name], t, now) for name in names}
+        except StoreError as error:
+            log.error("%s; the sensors that are new begin anew", error)
+            return {}
+        finally:
+            if database is not None:
+                database.close()
 
     def _tell_what_if(self, before: dict[str, Pipeline], now: dict[str, Pipeline]) -> None:
         """Log what the new settings would have told of the last 30 days, for the sensors whose alarm or limit changed.

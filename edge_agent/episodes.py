@@ -56,10 +56,11 @@ def turns(ratios: ArrayLike, t: ArrayLike, policy: AlarmPolicy, breaks: Iterable
     begins = np.zeros(x.size, bool)
     begins[[i for i in {0, *breaks} if i < x.size]] = True
     number = np.arange(x.size)
-    first = np.maximum(np.maximum.accumulate(np.where(begins, number, 0)), number - n + 1)
+    begin = np.maximum.accumulate(np.where(begins, number, 0))
+    first = np.maximum(begin, number - n + 1)
     raised = _held(_count(x >= policy.warning_ratio, first) >= k, begins, ms, policy.on_delay_s)
     back = alarms.return_ratio(policy)
-    returned = _held(_count(x >= back, first) == 0, begins, ms, policy.off_delay_s)
+    returned = _held((_count(x >= back, first) == 0) & (number - begin >= n - 1), begins, ms, policy.off_delay_s)
     at = flips(raised, returned)
     grave = np.flatnonzero(_count(x >= policy.alarm_ratio, first) >= k)
     raises = np.arange(at.size) % 2 == 0
@@ -86,6 +87,8 @@ def replay(
         if raises and grave > i:
             steps.append((grave, alarms.SEVERITY, True))
         for number, what, is_grave in steps:
+            if what == alarms.SEVERITY and alarm.severity == alarms.ALARM:
+                continue  # raised again, and as grave as before
             alarm, transition = alarms.turn(alarm, policy, what, float(times[number]), key, is_grave)
             if transition is not None:
                 out.append((number, transition))
@@ -186,12 +189,18 @@ def _count(flags: Flags, first: Index) -> Index:
 
 
 def _held(flags: Flags, begins: Flags, ms: Index, delay_s: float) -> Flags:
-    """Which windows lie in a run of flags that has lasted for the delay; a run does not go on over `begins`."""
+    """Which windows lie in a run of flags that has lasted for the delay; a run does not go on over `begins`. Where the time goes
+    back within it, the delay counts from the least."""
     if not flags.size:
         return flags
     start = flags & (begins | ~np.concatenate([[False], flags[:-1]]))
     since = np.maximum.accumulate(np.where(start, np.arange(flags.size), 0))
-    return np.asarray(flags & (ms - ms[since] >= alarms.milliseconds(delay_s)))
+    begun = ms[since]
+    for back in (np.flatnonzero(np.diff(ms) < 0) + 1).tolist():
+        if flags[back] and not start[back]:
+            run = slice(back, back + int(np.argmax(np.append(since[back:] != since[back], True))))
+            begun[run] = np.minimum(begun[run], np.minimum.accumulate(ms[run]))
+    return np.asarray(flags & (ms - begun >= alarms.milliseconds(delay_s)))
 
 
 def _first_within(grave: Index, at: Index) -> Index:

@@ -73,7 +73,7 @@ class Inbox:
     ) -> None:
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._lock = threading.Lock()
-        self._filled = threading.Condition(self._lock)
+        self._filled, self._freed = threading.Condition(self._lock), threading.Condition(self._lock)
         self._queues: dict[str, _Queue] = {}
         self._turn: deque[str] = deque()  # sensors that have something, next first
         self._calls: deque[Call] = deque()
@@ -129,7 +129,18 @@ class Inbox:
             queue.n_bytes -= len(item[1])
             if queue.items:
                 self._turn.append(sensor)
+            self._freed.notify_all()
             return item
+
+    def wait_for_room(self, sensor: str, timeout_s: float) -> None:
+        """Return once fewer than half of the messages (and bytes) that the sensor may have waiting do wait, or after the time."""
+
+        def room() -> bool:
+            queue = self._queues.get(sensor)
+            return queue is None or (2 * len(queue.items) < self._max_messages and 2 * queue.n_bytes < self._share)
+
+        with self._freed:
+            self._freed.wait_for(room, timeout_s)
 
     def depths(self) -> dict[str, int]:
         """Messages waiting, by sensor."""

@@ -342,10 +342,14 @@ def commission(
 
 
 def operate(state: PipelineState, operating: Operating) -> PipelineState:
-    """Take a value that came on the regime's topic; a late one changes nothing."""
-    if state.operating is not None and operating.t < state.operating.t:
-        return state
-    return replace(state, operating=operating)
+    """Take a value that came on the regime's topic; a late one changes nothing, unless late ones run forwards among themselves:
+    then a clock was set back, or one value was dated ahead."""
+    newest = state.operating
+    if newest is None or operating.t >= newest.t:
+        return replace(state, operating=operating)
+    run = (*newest.late, operating.t) if not newest.late or operating.t > newest.late[-1] else (operating.t,)
+    late = len(run) < windowing.LATE_RUN
+    return replace(state, operating=replace(newest, late=run) if late else operating)
 
 
 def limit_of(pipeline: Pipeline, state: PipelineState, regime: str | None = None) -> Threshold:
@@ -376,13 +380,28 @@ def without_samples(state: PipelineState) -> PipelineState:
     return replace(state, windower=windowing.without_tail(state.windower), history=state.history[:0], history_end=None)
 
 
-def clock_set(state: PipelineState, by_s: float) -> PipelineState:
+def clock_set(state: PipelineState, by_s: float, kept: float | None = None) -> PipelineState:
     """The receipt clock was set by so many seconds. A shelving lasts as long as was asked for, and no stream without times
-    takes it for a silence; all other delays count in the payload's time and know nothing of it."""
+    takes it for a silence; all other delays count in the payload's time and know nothing of it.
+
+    kept : end of a shelving that was given before this start, as it is on record. By which clock is not known, so the earlier
+           of both ends counts: a board that booted in 1970 must not keep silent for decades
+    """
     alarm = state.alarm
     if alarm.shelved_until is not None:
-        alarm = replace(alarm, shelved_until=alarm.shelved_until + by_s)
+        until = alarm.shelved_until + by_s
+        known = kept is not None and kept >= windowing.PLAUSIBLE_S
+        alarm = replace(alarm, shelved_until=min(until, kept) if known and kept is not None else until)
     return replace(state, windower=windowing.clock_set(state.windower, by_s), alarm=alarm)
+
+
+def woken(state: PipelineState, saved: float, now: float) -> PipelineState:
+    """A stored state after a start at `now`, saved at `saved` (receipt clock, s). Where that lies ahead, the clock has lost its time, and
+    a shelving goes on for what was left of it."""
+    until = state.alarm.shelved_until
+    if until is None or saved <= now:
+        return state
+    return replace(state, alarm=replace(state.alarm, shelved_until=now + max(0.0, until - saved)))
 
 
 def profile_of(pipeline: Pipeline, state: PipelineState) -> Profile | None:
@@ -491,8 +510,9 @@ def dump(state: PipelineState, *, tail: bool = True) -> bytes:
 
 
 def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
-    """The state that `dump` wrote; None where it does not fit this pipeline (another version, other
-    features or window), in which case only the alarm could have been kept: see `load_alarm`."""
+    """The state that `dump` wrote, as far as it means something to this pipeline: samples of another window, and vectors, votes
+    and limits of another bundle (`exchanged` tells of it), are left behind. None where it cannot be read, in which case
+    only the alarm could have been kept: see `load_alarm`."""
     try:
         stored = msgspec.msgpack.decode(packing.unpack(blob))
         if stored["version"] != STATE_VERSION:
@@ -502,9 +522,9 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
         return None
     fresh = initial(pipeline)
     if state.history.shape[1:] != fresh.history.shape[1:]:
-        return None
+        state = replace(state, history=fresh.history, history_end=None)
     if not windowing.fits(state.windower, pipeline.window):
-        return None
+        state = replace(state, windower=windowing.without_tail(state.windower))
     learnt = state.commissioning.baseline
     if (learnt is not None and learnt.bundle != pipeline.identity.sha256) or not _scales_fit(state, fresh):
         # Scores of another network: neither the limit nor the votes mean anything here.
@@ -512,8 +532,19 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
     if state.bundle not in ("", pipeline.identity.sha256):
         # Its features may be standardised otherwise: neither they nor the votes of its scores are mixed with new ones.
         alarm = replace(state.alarm, ratios=(), raise_since=None, return_since=None)
-        state = replace(state, history=fresh.history, history_end=None, alarm=alarm, drift=Drift())
+        return replace(state, history=fresh.history, history_end=None, alarm=alarm, drift=Drift())
     return replace(state, bundle=pipeline.identity.sha256)
+
+
+def exchanged(pipeline: Pipeline, state: PipelineState, t: float) -> tuple[PipelineState, Transition | None]:
+    """The notice that another bundle scores from t (receipt clock, s) on than did before; None where it is the same one."""
+    own, c = pipeline.identity, state.commissioning
+    if state.bundle == own.sha256:
+        return state, None
+    text = f"{own.bundle} {own.version} scores from now on; votes and drift begin anew"
+    if c.phase == commissioning.REFUSED and c.baseline is None:
+        text += f", and nothing of what was learnt acts: {c.reason}"
+    return _notice(pipeline, replace(state, bundle=own.sha256), t, "bundle", text)
 
 
 def load_alarm(blob: bytes) -> Alarm | None:
@@ -716,7 +747,7 @@ def _learn(
         state = replace(state, profiles=_profiled(state.profiles, window))
     score = None if learning or not good else judge.score(was.progress.normalise(vectors))
     # Time-frequency families (sound) are exempt: a stamping press is impulsive and healthy.
-    looked_at = good and learning and judge.features.n_frames == 1
+    looked_at = good and judge.features.n_frames == 1
     now = commissioning.take(
         was,
         Seen(

@@ -39,10 +39,12 @@ class Spec:
 
 @dataclass(frozen=True)
 class Operating:
-    """The last value that came on the topic, and its time in s since 1970."""
+    """The last value that came on the topic, and its time in s since 1970; late: times of older ones that came since and run
+    forwards."""
 
     value: float
     t: float
+    late: tuple[float, ...] = ()
 
 
 def parse(payload: bytes, received: float) -> Operating:

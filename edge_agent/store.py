@@ -274,6 +274,12 @@ class Store:
             row = self._db.execute("SELECT state FROM pipeline_state WHERE sensor = ?", (sensor,)).fetchone()
         return None if row is None else bytes(row[0])
 
+    def saved_at(self, sensor: str) -> float | None:
+        """Receipt time in s at which that state was stored."""
+        with _errors(self.path, "read"):
+            row = self._db.execute("SELECT ts FROM pipeline_state WHERE sensor = ?", (sensor,)).fetchone()
+        return None if row is None or row[0] is None else parse_time(row[0])
+
     def alarm_of(self, sensor: str) -> Alarm | None:
         """What the table alarm_state knows of the sensor's alarm (no votes: those are in the state)."""
         with _errors(self.path, "read"):
@@ -360,6 +366,11 @@ class Store:
                 (sensor,),
             ).fetchone()
         return None if row is None else str(row[0])
+
+    def sensors(self) -> tuple[str, ...]:
+        """Every sensor that has an alarm's state on record, also those that the configuration no longer has."""
+        with _errors(self.path, "read"):
+            return tuple(name for (name,) in self._db.execute("SELECT sensor FROM alarm_state ORDER BY sensor"))
 
     def outbox_stats(self) -> tuple[int, float | None]:
         """How many events wait for the broker, and the receipt time in s of the oldest."""

@@ -3,8 +3,8 @@
     scores ─► those that vote ─► score / limit ─► episodes ─► alarms ─┬─► gained, lost, moved, chattering
     events ─► alarms as they were told ───────────────────────────────┘
 
-The limit of a row is that of the new settings, or the commissioned one that acted on it. Scores stay as they are: another
-bundle, window or regime needs the samples. Nobody acknowledges, resets or shelves in a replay; where the sensor was shelved in
+The limit of a row is that of the new settings, or the commissioned one that acted on it, or that of the former bundle that
+scored it. Scores stay as they are: another bundle, window or regime needs the samples. Nobody acknowledges, resets or shelves in a replay; where the sensor was shelved in
 fact, what the new settings would have told is silent too.
 """
 
@@ -44,7 +44,8 @@ class Scores:
     """A sensor's windows that vote, in order.
 
     t, score     : (n,) ends in s, scores
-    commissioned : (n,) the commissioned limit that acted, NaN where it was the bundle's or the configuration's
+    commissioned : (n,) the commissioned limit that acted, or that of a former bundle; NaN where it was the present bundle's or the
+                   configuration's
     breaks       : numbers of windows before which the votes were forgotten
     windows      : how many rows there are, with those that do not vote
     every_s      : from window to window, the median; 0 where there are too few
@@ -163,8 +164,8 @@ def replay(scores: Scores, settings: Pipeline) -> list[tuple[int, Transition]]:
 def read(db: Database, sensor: str, since: str, until: str | None = None) -> Scores:
     """The sensor's windows that vote; raises StoreError where their scores are there by the minute only."""
     _refuse_minutes(db, sensor, since)
-    chosen, acting = (sensor, since, until or "~"), _acting(db, sensor)
-    limit = "threshold" if any(acts for _, acts in acting) else "NULL"
+    (acting, former), chosen = _acting(db, sensor), (sensor, since, until or "~")
+    limit = "threshold" if former or any(acts for _, acts in acting) else "NULL"
     rows = db.conn.execute(
         f"SELECT id, ts, score, {limit}, {_KIND} FROM scores WHERE {_CHOSEN}", chosen
     )
@@ -191,6 +192,8 @@ def read(db: Database, sensor: str, since: str, until: str | None = None) -> Sco
         first = int(np.searchsorted(number, before, "right"))
         breaks.append(first)
         commissioned[first:] = threshold[first:] if acts else np.nan
+    first = int(np.searchsorted(number, former, "right"))
+    commissioned[:first] = threshold[:first]
     return Scores(t, score, commissioned, tuple(b for b in breaks if b), windows)
 
 
@@ -256,18 +259,22 @@ def _votes(kind: str | None) -> bool:
     return pipeline.votes(Measured(0, 0.0, 0.0, 0.0, 1.0, 0.0, quality, reasons=names, regime=regime or None))
 
 
-def _acting(db: Database, sensor: str) -> list[tuple[int, bool]]:
-    """(id of the last row before it, whether a commissioned limit acts from then on) of every change of the limit that
-    acts, by the notices of commissioning."""
+def _acting(db: Database, sensor: str) -> tuple[list[tuple[int, bool]], int]:
+    """((id of the last row before it, whether a commissioned limit acts from then on) of every change of the limit that
+    acts, id of the last row of a former bundle), by the notices of commissioning and of exchanges."""
     rows = db.conn.execute(
         "SELECT payload FROM events WHERE sensor = ? AND type = 'notice' ORDER BY rowid", (sensor,)
     )
     out: list[tuple[int, bool]] = []
     baselines: list[int] = []
-    n, active, was = 0, False, None
+    n, active, was, former = 0, False, None, 0
     for (payload,) in rows:
         event = msgspec.json.decode(payload)
         notice = event["notice"]
+        if notice["kind"] == "bundle":
+            baselines, active, was, former = [], False, None, _last_row(db, sensor, event)
+            out.append((former, False))
+            continue
         if notice["kind"] != "commissioning":
             continue
         phase, back = notice["phase"], notice["reason"].startswith("rolled back")
@@ -281,7 +288,7 @@ def _acting(db: Database, sensor: str) -> list[tuple[int, bool]]:
         if acting != was:
             out.append((_last_row(db, sensor, event), acting is not None))
         was = acting
-    return out
+    return out, former
 
 
 def _last_row(db: Database, sensor: str, event: Mapping[str, Any]) -> int:

@@ -25,6 +25,8 @@ from edge_agent.values import replace
 REMEMBERED = 32
 #: Late chunks in a row, running forwards among themselves, that prove the sensor's clock was set back.
 LATE_RUN = 5
+#: The receipt clock of a running agent goes back by less than this unless it is told (`clock_set`).
+BACKWARDS_S = 5.0
 #: A repeated chunk lies so near to where its number would lie, in s and of the time back to it.
 AGAIN_S, AGAIN = 2.0, 0.1
 #: With consecutive sequence numbers, a time this far ahead (plus one chunk) is a pause in sampling.
@@ -182,6 +184,8 @@ def _receipt(state: WindowerState, spec: WindowSpec, duration: float, received: 
         return received, True
     before = received - state.stepped
     silent = before - min(state.next_t, state.received) - duration > spec.silent_after_s
+    # A board without a battery begins in the past: nobody knows for how long it was off.
+    silent = silent or before < state.received - BACKWARDS_S
     return (received if silent else before), silent
 
 

@@ -19,14 +19,14 @@ from typing import Any
 import msgspec
 
 from edge_agent import commands, commissioning, host, pipeline, regimes, trouble
-from edge_agent.alarms import MACHINE, NOTICE, Refused, Transition
+from edge_agent.alarms import MACHINE, NOTICE, Alarm, Refused, Transition
 from edge_agent.commands import Command, Unusable
 from edge_agent.config import SensorConfig
 from edge_agent.inbox import Inbox, OperatingValue
 from edge_agent.keeper import Answer, Keeper
 from edge_agent.pipeline import Measured, Pipeline, PipelineState
 from edge_agent.signals import rfc3339
-from edge_agent.store import EventRow, ShadowRow
+from edge_agent.store import EventRow, ShadowRow, Store
 from edge_agent.transport import Transport
 from edge_agent.windowing import WindowerState
 
@@ -78,6 +78,7 @@ class Sensor:
     heard    : monotonic time of the last message
     faults   : how often its pipeline has failed without holding for long in between
     again_at : monotonic time at which a quarantined one is tried again; of the last trial where it runs
+    kept     : end of a shelving that was given before this start, as it was on record; None for one of this run
     """
 
     config: SensorConfig
@@ -91,6 +92,7 @@ class Sensor:
     again_at: float = float("-inf")
     announced: float = float("-inf")
     last_event_id: str | None = None
+    kept: float | None = None
     windows: int = 0
     gaps: int = 0
 
@@ -132,15 +134,18 @@ class Worker:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         on_reload: Callable[[Callable[[bool, str], None]], None],
+        disabled: Iterable[str] = (),
     ) -> None:
+        """disabled: sensors on record that the configuration no longer has"""
         self._base = base
         self.sensors = {sensor.config.id: sensor for sensor in sensors}
+        self._disabled: dict[str, Sensor | None] = dict.fromkeys(disabled)
         self._inbox, self._keeper, self._transport, self._tally = inbox, keeper, transport, tally
         self._clock, self._monotonic, self._on_reload = clock, monotonic, on_reload
         self.heartbeat = monotonic()
         self.crashed: BaseException | None = None
         self._work, self._taken = Work(), Work()
-        self._answers: OrderedDict[str | int, Answer] = OrderedDict()
+        self._answers: OrderedDict[Command, Answer] = OrderedDict()
         self.shadows: dict[str, Shadow] = {}
         self._draining = threading.Event()
         self._ahead = clock() - monotonic()
@@ -178,6 +183,8 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            for sensor in self.sensors.values():
+                self._tell_exchange(sensor)
             while True:
                 self.heartbeat = self._monotonic()
                 item = self._inbox.take(TICK_S)
@@ -381,7 +388,7 @@ class Worker:
         self._set_by, self._set_at = by, now
         log.warning("the clock was set by %+.1f s; windows, delays and shelvings go on as they were", by)
         for sensor in self.sensors.values():
-            sensor.state = pipeline.clock_set(sensor.state, by)
+            sensor.state = pipeline.clock_set(sensor.state, by, sensor.kept)
             self._hand_over(sensor, self._clock())
         for shadow in self.shadows.values():
             shadow.state = pipeline.clock_set(shadow.state, by)
@@ -434,6 +441,8 @@ class Worker:
         for name, sensor in self.sensors.items():
             if sensor.status is not None:
                 self.publish_status(name, sensor.status)
+        for name in self._disabled:
+            self.publish_status(name, "disabled")
 
     def state_message(self, sensor: Sensor) -> Answer:
         """The retained state: an event's fields without `type`, about now."""
@@ -466,22 +475,22 @@ class Worker:
         except Unusable as error:
             log.warning("command %s: %s", name, error)
             if error.request_id is not None:
-                self._answer(name, error.request_id, False, str(error))
+                self._transport.publish(*self._result(name, error.request_id, False, str(error)), qos=1)
             return
-        if asked.request_id is not None and asked.request_id in self._answers:
-            self._transport.publish(*self._answers[asked.request_id], qos=1)
+        # The whole command is compared: two people's tools may count their requests alike.
+        if asked.request_id is not None and asked in self._answers:
+            self._transport.publish(*self._answers[asked], qos=1)
             return
         if asked.name == "reload":
-            self._on_reload(lambda ok, message: self._answer("reload", asked.request_id, ok, message))
+            self._on_reload(lambda ok, message: self._answer(asked, ok, message))
         elif asked.name == "verdict":
             self._keeper.judge(
-                asked.alarm_id or "", asked.true, asked.by, asked.why,
-                lambda ok, message: self._result("verdict", asked.request_id, ok, message),
-            )  # fmt: skip
+                asked.alarm_id or "", asked.true, asked.by, asked.why, lambda ok, message: self._remember(asked, ok, message)
+            )
         elif asked.name == "resend":
             self._keeper.resend(
                 {"since_t": asked.since_t, "event_id": asked.event_id, "alarm_id": asked.alarm_id},
-                lambda ok, message: self._result("resend", asked.request_id, ok, message),
+                lambda ok, message: self._remember(asked, ok, message),
             )
         else:
             self._alarm_command(asked)
@@ -490,7 +499,7 @@ class Worker:
         sensor = self.sensors.get(asked.sensor or "")
         if sensor is None:
             known = ", ".join(self.sensors)
-            self._answer(asked.name, asked.request_id, False, f"unknown sensor {asked.sensor!r}; known: {known}")
+            self._answer(asked, False, f"unknown sensor {asked.sensor!r}; known: {known}")
             return
         t = self._clock()
         try:
@@ -511,76 +520,110 @@ class Worker:
                     sensor.pipeline, sensor.state, asked.name, t, by=asked.by, comment=asked.why, for_s=asked.for_s
                 )
         except (Refused, commissioning.Refused) as error:
-            self._answer(asked.name, asked.request_id, False, f"{asked.sensor}: {error}")
+            self._answer(asked, False, f"{asked.sensor}: {error}")
             return
         sensor.state = state
+        if asked.name == "shelve":
+            sensor.kept = None
         row = self._event(sensor, transition, state.last)
         if sensor.status in ("online", "learning"):
             self._set_status(sensor, _running(state))
         said = f"{state.commissioning.phase}: {state.commissioning.reason}" if asked.name == "commission" else transition.state
         # The answer leaves with the commit: what a person was told is on record.
-        answer = self._result(asked.name, asked.request_id, True, f"{asked.sensor}: {said}")
+        answer = self._remember(asked, True, f"{asked.sensor}: {said}")
         self._hand_over(sensor, t, events=(row,), answers=(answer,))
 
-    def _answer(self, name: str, request_id: str | int | None, ok: bool, message: str) -> None:
-        self._transport.publish(*self._result(name, request_id, ok, message), qos=1)
+    def _answer(self, asked: Command, ok: bool, message: str) -> None:
+        self._transport.publish(*self._remember(asked, ok, message), qos=1)
 
-    def _result(self, name: str, request_id: str | int | None, ok: bool, message: str) -> Answer:
-        log.info("command %s: %s%s", name, "" if ok else "refused: ", message)
-        answer = f"{self._base}/cmd/{name}/result", commands.result(request_id, ok, message)
-        if request_id is not None:
-            self._answers[request_id] = answer
+    def _remember(self, asked: Command, ok: bool, message: str) -> Answer:
+        answer = self._result(asked.name, asked.request_id, ok, message)
+        if asked.request_id is not None:
+            self._answers[asked] = answer
             while len(self._answers) > REMEMBERED_ANSWERS:
                 self._answers.popitem(last=False)
         return answer
 
+    def _result(self, name: str, request_id: str | int | None, ok: bool, message: str) -> Answer:
+        log.info("command %s: %s%s", name, "" if ok else "refused: ", message)
+        return f"{self._base}/cmd/{name}/result", commands.result(request_id, ok, message)
+
     # ---------------------------------------------------------------- reload
 
-    def replace_sensors(self, configs: Mapping[str, SensorConfig], pipelines: Mapping[str, Pipeline]) -> str:
+    def replace_sensors(
+        self, configs: Mapping[str, SensorConfig], pipelines: Mapping[str, Pipeline], recalled: Mapping[str, Sensor] | None = None
+    ) -> str:
         """Take over a new configuration (in the worker's thread); says what changed.
 
-        An unchanged sensor keeps everything. A changed one keeps as much of its state as fits the new
-        pipeline: all of it, or only the alarm. A quarantine is lifted.
+        An unchanged sensor keeps everything. A changed one, and one that was there before, keeps as much of its state as fits
+        the new pipeline. A quarantine is lifted.
+        recalled : sensors that did not run until now, as they stand on record
         """
         old, now = self.sensors, self._monotonic()
         new: dict[str, Sensor] = {}
         changed = []
         for name, config in configs.items():
-            was = old.get(name)
+            was = old.get(name) or self._disabled.get(name)
             if was is None:
-                new[name] = Sensor(config, pipelines[name], pipeline.initial(pipelines[name]), now)
-            elif was.config == config and was.pipeline.identity == pipelines[name].identity and not was.fault:
+                known = (recalled or {}).get(name)
+                new[name] = known or Sensor(config, pipelines[name], pipeline.initial(pipelines[name]), now)
+            elif name in old and was.config == config and was.pipeline.identity == pipelines[name].identity and not was.fault:
                 new[name] = was
                 continue
             else:
-                state = carry(pipelines[name], pipeline.dump(was.state))
+                state = was.state if was.pipeline.channels == pipelines[name].channels else pipeline.without_samples(was.state)
                 new[name] = replace(
-                    was, config=config, pipeline=pipelines[name], state=state, heard=now, status=None, bad_run=0, fault=False
-                )
+                    was, config=config, pipeline=pipelines[name], state=carry(pipelines[name], pipeline.dump(state)), heard=now,
+                    status=None, bad_run=0, fault=False,
+                )  # fmt: skip
             changed.append(name)
         gone = [name for name in old if name not in new]
+        # They stay known: who takes one out and in again means the same machine.
+        self._disabled = {**{n: s for n, s in self._disabled.items() if n not in new}, **{n: old[n] for n in gone}}
         self.sensors = new
         for name in gone:
             self.publish_status(name, "disabled")
             self._keeper.forget(name)
         for name in changed:
             self._hand_over(new[name], self._clock())
+            self._tell_exchange(new[name])
         return f"{len(new)} sensor{'' if len(new) == 1 else 's'}; changed: {', '.join(changed) or 'none'}; removed: {', '.join(gone) or 'none'}"
+
+    def _tell_exchange(self, sensor: Sensor) -> None:
+        """A notice where another bundle scores now than did before."""
+        t = self._clock()
+        sensor.state, transition = pipeline.exchanged(sensor.pipeline, sensor.state, t)
+        if transition is not None:
+            # With the last window of the former one, which is where a replay of the rows has to change over.
+            self._hand_over(sensor, t, events=(self._event(sensor, transition, sensor.state.last),))
 
     def _topic(self, sensor: str, what: str) -> str:
         return f"{self._base}/s/{sensor}/{what}"
 
 
-def carry(to: Pipeline, blob: bytes) -> PipelineState:
-    """A stored state for this pipeline: whole where it fits, else its alarm, else new."""
+def carry(to: Pipeline, blob: bytes, known: Alarm | None = None) -> PipelineState:
+    """A stored state for this pipeline: what of it means something there, else its alarm (or the one that is known besides), else
+    new."""
     state = pipeline.load(to, blob)
     if state is not None:
         return state
-    fresh, alarm = pipeline.initial(to), pipeline.load_alarm(blob)
+    fresh, alarm = pipeline.initial(to), pipeline.load_alarm(blob) or known
     if alarm is None:
         return fresh
-    # Votes of another model or limit mean nothing here.
+    # Votes of another version mean nothing here.
     return replace(fresh, alarm=replace(alarm, ratios=(), raise_since=None, return_since=None))
+
+
+def recall(database: Store | None, config: SensorConfig, built: Pipeline, t: float, now: float) -> Sensor:
+    """A sensor as it stands on record (database None: there is none), at t by the receipt and `now` by the monotonic clock."""
+    blob = None if database is None else database.load_state(config.id)
+    if database is None or (blob is None and config.id not in database.sensors()):
+        return Sensor(config, built, pipeline.initial(built), now)
+    known, saved = database.alarm_of(config.id), database.saved_at(config.id)
+    state = carry(built, blob or b"", known)  # a salvaged one has its alarm without the state that belongs to it
+    kept = state.alarm.shelved_until
+    state = state if saved is None else pipeline.woken(state, saved, t)
+    return Sensor(config, built, state, now, last_event_id=database.last_event_id(config.id), kept=kept)
 
 
 def _running(state: PipelineState) -> str:

@@ -4,11 +4,12 @@ import itertools
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import alarms
+from edge_agent import alarms, episodes
 from edge_agent.alarms import ACKED, LATCHED, NORM, RTNUN, SHLVD, UNACK, Alarm, AlarmPolicy
 
 KEY = "pi-07/pump-1-de"
@@ -276,3 +277,39 @@ def test_a_score_that_is_no_number_is_a_bug_not_a_vote():
     """NaN never reaches the vote: it raises instead of silently counting as normal."""
     with pytest.raises(ValueError, match="expected a finite number"):
         alarms.step(replace(Alarm(), ratios=(1.0,)), AlarmPolicy(), float("nan"), 1.0, KEY)
+
+
+def test_a_delay_goes_on_though_the_sensors_clock_goes_back() -> None:
+    """A sensor that restarts in 1970 while a delay runs: the alarm comes, and ends, after the delay from then on; the fast twin agrees."""
+    policy = AlarmPolicy(on_delay_s=60.0, off_delay_s=60.0)
+    t = [*(1.79e9 + 10.0 * np.arange(5)), *(60.0 + 10.0 * np.arange(30))]
+    ratios = [*[2.0] * 20, *[0.2] * 15]
+    alarm, told = Alarm(), []
+    for i, (ratio, at) in enumerate(zip(ratios, t, strict=True)):
+        alarm, transition = alarms.step(alarm, policy, ratio, float(at), "t/a")
+        if transition is not None:
+            told.append((i, transition.type))
+    assert told == [(11, "new"), (30, "end")]
+    assert [(i, tr.type) for i, tr in episodes.replay(ratios, t, policy, "t/a")] == told
+    back = [*(1.79e9 + 10.0 * np.arange(24)), *(60.0 + 10.0 * np.arange(11))]
+    alarm, told = Alarm(), []
+    for i, (ratio, at) in enumerate(zip(ratios, back, strict=True)):
+        alarm, transition = alarms.step(alarm, policy, ratio, float(at), "t/a")
+        if transition is not None:
+            told.append((i, transition.type))
+    assert told == [(8, "new"), (30, "end")]
+    assert [(i, tr.type) for i, tr in episodes.replay(ratios, back, policy, "t/a")] == told
+
+
+@pytest.mark.parametrize("more", [{"latching": True}, {"require_ack": True}])
+def test_an_alarm_raised_again_is_as_grave_as_before(more: dict[str, bool]) -> None:
+    """`alarm`, latched, then crossing by a little: still `alarm` under its id, and no rise of what did not fall."""
+    policy, alarm, told = AlarmPolicy(**more), Alarm(), []
+    ratios = [*[2.0] * 5, *[0.2] * 6, *[1.2] * 5, *[2.0] * 5]
+    for i, ratio in enumerate(ratios):
+        alarm, transition = alarms.step(alarm, policy, ratio, 10.0 * i, "t/a")
+        if transition is not None:
+            told.append((transition.type, transition.state, transition.severity, transition.alarm_id))
+    assert [t[2] for t in told] == ["alarm"] * 3
+    assert len({t[3] for t in told}) == 1
+    assert [tr.type for _, tr in episodes.replay(ratios, 10.0 * np.arange(21), policy, "t/a")] == [t[0] for t in told]

@@ -13,8 +13,9 @@ from bundles import healthy, make_indicator_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_agent import budget, commissioning, offline, packing, pipeline, simulate
 from edge_agent import bundle as bundles
-from edge_agent import commissioning, offline, packing, pipeline, simulate
+from edge_agent.alarms import AlarmPolicy
 from edge_agent.commissioning import ARMED, CANCELLED, IDLE, LEARNING, REFUSED, VERIFYING, Plan, Refused, Seen
 from edge_agent.signals import Chunk
 
@@ -458,3 +459,52 @@ def test_generic_bundle_refuses_a_machine_that_is_faulty_from_the_start(generic)
             state, _ = pipeline.step_chunk(generic, state, chunk, chunk.t + 1.0)
         assert state.commissioning.phase == REFUSED
         assert state.commissioning.acting is None
+
+
+@pytest.mark.parametrize("asked", [3_200, 12_800])
+def test_a_budget_is_kept_however_many_windows_it_rests_on(asked: int) -> None:
+    """Every window votes, also where only every fourth score is kept: one event a day promised, and about that many come."""
+    policy, per_s = AlarmPolicy(), 86_400.0
+    c = commissioning.start(commissioning.Commissioning(), Plan(asked, budget_s=per_s, policy=policy, normals=False))
+    rng, v, i = np.random.default_rng(8), np.ones((1, 1), np.float32), 0
+    while c.active:
+        of = {"score": float(rng.gamma(20.0, 0.05)), "residual": np.ones(1, np.float32)} if c.phase == "verifying" else {}
+        c = commissioning.take(c, Seen(10.0 * i, 10.0 * i + 10.0, v, own=0.5, **of), "b")
+        i += 1
+    assert c.baseline is not None, c.reason
+    assert "1 per 1 d is kept" in c.reason
+    fresh = np.random.default_rng(9).gamma(20.0, 0.05, 2_000_000)
+    limit = c.baseline.threshold.value
+    events = budget.onsets(fresh, limit, limit * (1.0 - policy.deadband), policy, 10.0).size
+    assert 1 / 3 < events / (fresh.size * 10.0 / per_s) < 3
+
+
+@pytest.mark.parametrize(("healthy", "level", "delay"), [(True, 2.0, 0.0), (False, 0.9, 3600.0)])
+def test_a_fault_that_begins_while_verifying_is_not_learnt(rms, healthy: bool, level: float, delay: float) -> None:
+    """Five times as loud from the first verified window on: refused within 40 of them, though no alarm is raised then (it stands already, or
+    waits for its delay)."""
+    ready = replace(rms, policy=AlarmPolicy(on_delay_s=delay))
+    state, _ = pipeline.commission(ready, pipeline.initial(ready), "start", 1.79e9, windows=300, healthy=healthy)
+    verified = 0
+    while state.commissioning.active:
+        verified += state.commissioning.phase == "verifying"
+        state, _ = windows(ready, state, [level if state.commissioning.phase == "learning" else 5.0 * level], state.windower.window_seq)
+    assert state.commissioning.phase == "refused"
+    assert "times" in state.commissioning.reason
+    assert verified <= 40
+    assert pipeline.limit_of(ready, state) is ready.threshold
+
+
+def test_a_clock_that_jumps_is_no_time_that_was_learnt_from(rms) -> None:
+    """One message dated 300 days ahead, within a commissioning of a day: neither done at once nor never."""
+    state, _ = pipeline.commission(rms, pipeline.initial(rms), "start", 1.79e9, for_s=86400.0)
+    percents = []
+    for n in range(400):
+        t = 1.79e9 + 0.256 * n + (300 * 86400.0 if n == 150 else 0.0)
+        chunk = Chunk(healthy(256, seed=n, level=0.4), t=t, fs_hz=1000.0, seq=n)
+        state, _ = pipeline.step_chunk(rms, state, chunk, 1.79e9 + 0.256 * n + 0.3)
+        percents.append(state.commissioning.percent)
+    assert state.commissioning.phase == "learning"
+    assert percents == sorted(percents)
+    assert 0 <= percents[-1] < 10
+    assert state.commissioning.progress.elapsed == pytest.approx(3600.0 + 400 * 0.256, rel=0.01)

@@ -134,3 +134,18 @@ def test_the_broker_is_asked_to_wait_for_what_is_under_way() -> None:
     options = transport.MqttTransport(mqtt_config(1), "x", on_message=lambda *_: None)._connect_options()
     assert options["properties"].ReceiveMaximum == transport.RECEIVE_MAXIMUM == 64
     assert options["clean_start"] is False
+
+
+def test_a_backlog_waits_at_the_broker_until_it_can_be_scored(tmp_path: Path, broker: Broker, listen: Callable[..., Listener]) -> None:
+    """Of 1500 messages that came while the agent was off none is lost, though only 256 of a sensor fit in its queue."""
+    path = write_plant(tmp_path, broker.port)
+    ear = listen("edge/#")
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.listening)
+    for seq in range(1500):
+        ear.publish("plant/a", message(seq))
+    until(lambda: not ear.transport._live._out_messages, what="the broker's acknowledgements")  # type: ignore[union-attr]
+    with Agent(path) as agent:
+        until(lambda: agent.daemon.worker.sensors["a"].windows == 1500, what="every window")
+        assert agent.daemon._tally.counts() == {}
+    assert agent.rows("SELECT seq FROM scores ORDER BY id") == [(i,) for i in range(1500)]

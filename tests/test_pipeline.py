@@ -18,6 +18,7 @@ from edge_agent import bundle as bundles
 from edge_agent.alarms import Alarm, AlarmPolicy
 from edge_agent.features import Context
 from edge_agent.payloads import PayloadLayout
+from edge_agent.regimes import Operating
 from edge_agent.signals import Chunk
 
 DEMO = Path(__file__).parents[1] / "models" / "demo-lstm-ae"
@@ -141,12 +142,40 @@ def test_a_state_that_is_not_one_is_refused(rms, blob) -> None:
     assert pipeline.load_alarm(blob) is None
 
 
-def test_a_state_of_another_window_is_refused_but_its_alarm_is_kept(rms, demo) -> None:
-    """A new model starts its history anew; the alarm a person has seen stays what it was."""
+def test_a_state_of_another_bundle_keeps_what_means_something_there(rms, demo) -> None:
+    """A new model starts its history and votes anew; alarm, quality alarm and operating value stay what they were."""
     state, _, _ = feed(rms, 3 * healthy(1000, seed=1)[0], [], 1000.0)
-    blob = pipeline.dump(state)
-    assert pipeline.load(demo, blob) is None
-    assert pipeline.load_alarm(blob) == state.alarm
+    trouble = replace(state.trouble, episode="q", since=5.0, seen=("stuck",))
+    state = replace(state, trouble=trouble, operating=Operating(900.0, 7.0))
+    after = pipeline.load(demo, pipeline.dump(state))
+    assert after is not None
+    assert after.alarm == replace(state.alarm, ratios=(), raise_since=None, return_since=None)
+    assert after.alarm.state == "UNACK"
+    assert (after.trouble, after.operating) == (trouble, state.operating)
+    assert after.history.shape == (0, len(demo.judge.features.names))
+
+
+def test_a_shorter_hop_keeps_the_baseline(rms) -> None:
+    """A state that stands in the middle of a long hop goes on under a shorter one, with all that was learnt, at the next chunk."""
+    sparse = replace(rms, window=replace(rms.window, hop_samples=2560))
+    state, _ = pipeline.commission(sparse, pipeline.initial(sparse), "start", T0, windows=60)
+
+    def send(ready, state, n):
+        chunk = Chunk(healthy(256, seed=n, level=0.4), t=T0 + 0.256 * n, fs_hz=1000.0, seq=n)
+        return pipeline.step_chunk(ready, state, chunk, T0 + 0.256 * n + 0.3)
+
+    n = 0
+    while state.commissioning.active:
+        state, _ = send(sparse, state, n)
+        n += 1
+    limit = pipeline.limit_of(sparse, state).value
+    assert state.windower.skip > 1024
+    dense = replace(rms, window=replace(rms.window, hop_samples=1024))
+    state = pipeline.load(dense, pipeline.dump(state))
+    assert state.commissioning.phase == "armed"
+    assert pipeline.limit_of(dense, state).value == limit
+    state, outcome = send(dense, state, n)
+    assert len(outcome.measured) == 1
 
 
 def test_a_pause_longer_than_max_gap_empties_the_history(tmp_path: Path) -> None:

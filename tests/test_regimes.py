@@ -15,7 +15,8 @@ from conftest import Broker, Listener, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import offline, pipeline, regimes
+from edge_agent import offline, pipeline, regimes, windowing
+from edge_agent.pipeline import PipelineState
 from edge_agent.regimes import UNKNOWN, Operating, Spec
 from edge_agent.signals import Chunk
 
@@ -181,7 +182,9 @@ def test_clustered_regimes_have_limits_and_never_abstain(tmp_path: Path) -> None
 def test_a_late_value_changes_nothing(rms) -> None:
     """Values that overtake each other on the way are taken in their own order."""
     state = pipeline.operate(pipeline.initial(rms), Operating(5.0, 100.0))
-    assert pipeline.operate(state, Operating(6.0, 99.0)) is state
+    after = pipeline.operate(state, Operating(6.0, 99.0)).operating
+    assert after is not None
+    assert (after.value, after.t) == (5.0, 100.0)
 
 
 def test_the_agent_hears_the_regimes_topic(
@@ -205,3 +208,21 @@ def test_the_agent_hears_the_regimes_topic(
     assert [s.get("regime") for s in scores] == [None, "below 1000", "1000 and above"]
     assert agent.rows("SELECT regime FROM scores ORDER BY id") == [(None,), ("below 1000",), ("1000 and above",)]
     assert health["drops"] == {"a": {"bad_operating_value": 1}}
+
+
+def test_one_value_dated_ahead_blinds_nobody() -> None:
+    """After a value of next year, and after the clock of plain numbers was set back, the fifth that runs forwards is taken again; a late
+    one between fresh ones is not."""
+    state = pipeline.operate(PipelineState(windowing.initial(), np.zeros((0, 1), np.float32)), Operating(600.0, 1000.0))
+    state = pipeline.operate(state, Operating(900.0, 1000.0 + 365 * 86400.0))
+    for i in range(1, 5):
+        state = pipeline.operate(state, Operating(600.0, 1000.0 + i))
+        assert state.operating is not None
+        assert state.operating.value == 900.0
+    state = pipeline.operate(state, Operating(600.0, 1005.0))
+    assert state.operating == Operating(600.0, 1005.0)
+    for i in range(20):
+        state = pipeline.operate(state, Operating(700.0, 1006.0 + i))
+        state = pipeline.operate(state, Operating(600.0, 1004.0))
+        assert state.operating is not None
+        assert state.operating.value == 700.0

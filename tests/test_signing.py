@@ -231,6 +231,11 @@ def test_another_bundle_begins_with_its_own_history_and_votes(tmp_path: Path) ->
     make_indicator_bundle(tmp_path / "rms", seed=3)
     after = pipeline.load(new := assemble(load(path))["a"], kept)
     assert after is not None
-    assert after.bundle == new.identity.sha256 != old.identity.sha256
+    told, notice = pipeline.exchanged(new, after, 9.0)
+    assert told.bundle == new.identity.sha256 != old.identity.sha256
+    assert notice is not None
+    assert notice.extra is not None
+    assert notice.extra["notice"]["kind"] == "bundle"
+    assert pipeline.exchanged(new, told, 9.0) == (told, None)
     assert after.alarm == replace(alarm, ratios=(), raise_since=None, return_since=None)
     assert (len(after.history), after.history_end) == (0, None)

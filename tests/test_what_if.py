@@ -30,6 +30,7 @@ from edge_agent.regimes import UNKNOWN, Operating
 from edge_agent.signals import rfc3339
 from edge_agent.store import EventRow, Record, Store
 from edge_agent.thresholds import Threshold
+from edge_agent.worker import carry
 
 #: One window of the test bundle, s.
 HOP = N / FS_HZ
@@ -44,9 +45,11 @@ def plant(folder: Path, alarm: dict[str, Any] | None = None, context: Context | 
     return assemble(load(path))["a"]
 
 
-def run(pipe: Pipeline, items: Iterable[bytes | Operating | Action], database: Path | None = None) -> list[Transition]:
-    """A fresh run of the agent's pipeline over messages, operating values and people's actions; stored where asked."""
-    state, events, told = pipeline.initial(pipe), [], []
+def run(
+    pipe: Pipeline, items: Iterable[bytes | Operating | Action], database: Path | None = None, state: PipelineState | None = None
+) -> list[Transition]:
+    """A run of the agent's pipeline (a fresh one without a state) over messages, operating values and people's actions; stored where asked."""
+    state, events, told = state or pipeline.initial(pipe), [], []
     measured: list[Measured] = []
     for item in items:
         if isinstance(item, Operating):
@@ -359,3 +362,27 @@ def test_a_reload_logs_what_the_new_settings_would_have_told(
     (line,) = (line for line in agent.said().splitlines() if "what if" in line)
     assert "what if, the last 30 days: a: " in line
     assert line.endswith("2 alarms before, 1 with these settings: 0 gained, 1 lost, 1 moved, 0 chattering")
+
+
+def test_rows_of_a_former_bundle_keep_its_limit(tmp_path: Path) -> None:
+    """Peak values of 3 under a limit of 4, then RMS values of 1 under one of 1.2: with the settings in use nothing is gained, also where the
+    former bundle was commissioned; a new limit judges the rows of the present bundle only."""
+    pipe = plant(tmp_path)
+    make_indicator_bundle(tmp_path / "peak", fs_hz=FS_HZ, n_samples=N, feature="peak")
+    former = assemble(load(write_plant(tmp_path, 1, {"a": {"model": "peak"}})))["a"]
+    run(former, [commission("start", windows=50), *(message(i) for i in range(200))], tmp_path / "agent.db")
+    database = tmp_path / "agent.db"
+    ((blob,),) = rows(database, "SELECT state FROM pipeline_state")
+
+    def exchange(pipe: Pipeline, state: PipelineState) -> tuple[PipelineState, list[Transition]]:
+        state, notice = pipeline.exchanged(pipe, state, T0)
+        assert notice is not None
+        assert "commission again" in (notice.extra or {})["notice"]["text"]
+        return state, [notice]
+
+    run(pipe, [exchange, *(message(i, 1.0 if i < 300 else 1.5) for i in range(200, 320))], database, carry(pipe, blob))
+    (same_,) = what_if.ask(database, {"a": pipe}, "2000-01-01T00:00:00.000Z")
+    assert (len(same_.before), len(same_.after), same_.changes) == (1, 1, ())
+    write_plant(tmp_path, 1, {"a": {"threshold": {"value": 5.0}}})
+    (high,) = what_if.ask(database, {"a": assemble(load(tmp_path / "config.yaml"))["a"]}, "2000-01-01T00:00:00.000Z")
+    assert (len(high.before), len(high.after), high.count("lost")) == (1, 0, 1)
