@@ -309,6 +309,14 @@ def _command(a: argparse.Namespace) -> int:
     return _answered(a, remote.command(config, a.command, a.sensor, a.by, a.why, getattr(a, "for_s", None), **more))
 
 
+def _reload(a: argparse.Namespace) -> int:
+    from edge_agent import remote
+    from edge_agent.config import load
+
+    # What is wrong with the file is said here, line by line, and not by the agent.
+    return _answered(a, remote.command(load(a.config), "reload", None, None, None, None))
+
+
 def _verdict(a: argparse.Namespace) -> int:
     from edge_agent import remote
     from edge_agent.config import load
@@ -684,6 +692,8 @@ def _parser() -> argparse.ArgumentParser:
                 what_else.add_argument(f"--{action}", dest="action", action="store_const", const=action, default="start", help=does)
         p.add_argument("--by", metavar="NAME", help="who says so")
         p.add_argument("--why", metavar="TEXT", help="and why")
+
+    add("reload", _reload, "have the running agent read its configuration again")
 
     p = add("verdict", _verdict, "say whether an alarm was true or false")
     p.add_argument("alarm_id", metavar="ALARM_ID", help="as `edge-agent alarms` shows it")

@@ -172,19 +172,27 @@ class Daemon:
 
     def _tell_cautions(self, before: dict[str, Pipeline]) -> None:
         """What can be promised of the false alarms that the configuration allows, for each sensor that has a budget; and what
-        of its settings will surprise. Not of a sensor that was told the same before."""
+        of its settings will surprise. Not of a sensor that was told the same before. Where a commissioned limit acts, that is what is
+        told of, and that a new one of the configuration does not."""
         for name, ready in self._pipelines.items():
             if name in before and (before[name].caution, before[name].threshold) == (ready.caution, ready.threshold):
                 continue
-            if ready.caution:
+            acting = self.worker.sensors[name].state.commissioning.acting if name in self.worker.sensors else None
+            if acting is not None and name in before and before[name].threshold != ready.threshold:
+                log.warning(
+                    "sensor %s: its commissioned limit acts on, whatever threshold or false_alarms say now: commission it again, or "
+                    "roll back (edge-agent commission %s --rollback)", name, name,
+                )  # fmt: skip
+            if ready.caution and acting is None:
                 log.warning("sensor %s: %s", name, ready.caution)
-            told = budget.told(ready.threshold)
+            limit = ready.threshold if acting is None else acting.threshold
+            told = budget.told(limit)
             if told is None:
                 continue
             if told["promised"] == told["wanted"]:
                 log.info("sensor %s: false alarms: %s is kept", name, told["wanted"])
             else:
-                log.warning("sensor %s: false alarms: %s", name, ready.threshold.warning)
+                log.warning("sensor %s: false alarms: %s", name, limit.warning)
 
     def tick(self) -> bool:
         """The main thread's round: reload, health, is everybody alive. False: give up and be restarted."""

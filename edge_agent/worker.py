@@ -332,9 +332,7 @@ class Worker:
             return row
         if transition.type not in MACHINE:
             alarm = (transition.extra or {})["quality_alarm"]
-            log.warning(
-                "%s: data quality %s: %s", name, "alarm" if alarm["active"] else "is good again", ", ".join(alarm["reasons"])
-            )
+            log.warning("%s: data quality %s: %s", name, "alarm" if alarm["active"] else "is good again, it was", ", ".join(alarm["reasons"]))
             return row
         sensor.last_event_id = transition.event_id
         log.log(
