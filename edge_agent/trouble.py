@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edge_agent import alarms, quality
 from edge_agent.alarms import Alarm, Transition
 from edge_agent.quality import DUPLICATE, GAP, NO_TROUBLE, WRONG_RATE, Verdict
@@ -178,8 +180,11 @@ def offset(trouble: Trouble, x: F32) -> tuple[float, ...]:
     """The offset from which a step in the window x (C, n) is told: the nearer of the present and the former one."""
     if not trouble.former:
         return trouble.mean
-    here = x.mean(-1).tolist()
-    return min((trouble.mean, trouble.former), key=lambda known: _apart(known, here))
+    known = trouble.mean, trouble.former
+    here = x.mean(-1, dtype=np.float64).tolist()
+    if min(_apart(one, here) for one in known) > _apart(*known):
+        here = np.median(x, -1).tolist()  # a third offset, or a single wrong value of 1e38 that the mean leans on
+    return min(known, key=lambda one: _apart(one, here))
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> float:

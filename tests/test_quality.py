@@ -195,6 +195,64 @@ def test_flipped_bits_within_the_healthy_peaks_are_undone_beside_larger_ones() -
     assert float(off[:, 3000:3200].max()) < 0.02
 
 
+def exponent_flipped(x: np.ndarray, at: list[int], bit: int = 30) -> np.ndarray:
+    """With one bit of these samples flipped, in every channel; bit 30 makes 1e38 of what lies below 2."""
+    out = x.copy()
+    out.view(np.uint32)[:, at] ^= np.uint32(1 << bit)
+    assert np.isfinite(out).all()
+    return out
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("known", [profile(2), None], ids=["profile", "none"])
+@pytest.mark.parametrize(("bit", "scale", "k"), [(30, 0.3, 1), (30, 0.3, 6), (29, 30.0, 1), (28, 30.0, 1), (28, 30.0, 6)])
+def test_a_flipped_exponent_bit_is_undone_before_anything_leans_on_it(known: Profile | None, bit: int, scale: float, k: int) -> None:
+    """0.5 that became 1e38, and 30 that became 5e20 or 1e11: `spikes`; the samples, their mean and what is left of the signal are
+    as without them, and nothing overflows on the way. So it is for six of both signs, whose sum is infinite."""
+    x = np.float32(scale) * machine(1, 8, 2)
+    # Where the bit is 0, so that it makes a value larger; first one above 0, then one below, and so on.
+    zero = (x.view(np.uint32) >> np.uint32(bit) & 1 == 0).all(0) & (np.abs(x) > scale / 10).all(0)
+    pools = [np.flatnonzero(zero & (np.sign(x[0]) == sign)) for sign in (1, -1)]
+    at = [int(pools[i % 2][len(pools[i % 2]) * (i + 1) // 8]) for i in range(k)]
+    y = exponent_flipped(x, at, bit)
+    if known is not None and scale > 1.0:
+        known = replace(known, **{name: tuple(scale * v for v in getattr(known, name)) for name in ("rms", "quiet", "peak", "wander")})
+    verdict = quality.inspect(y, FS, known, (0.0, 0.0))
+    assert (verdict.quality, verdict.reasons) == (SUSPECT, ("spikes",))
+    assert verdict.repaired is not None
+    assert verdict.absurd or (known is None and bit == 28)
+    rest = np.delete(np.arange(N), at)
+    np.testing.assert_allclose(verdict.repaired[:, rest], x[:, rest], atol=1e-5 * scale)
+    assert np.abs(verdict.repaired - x).max() < 4.0 * scale
+    assert verdict.mean == pytest.approx(x.mean(-1).tolist(), abs=0.01 * scale)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_window_of_absurd_values_is_withheld() -> None:
+    """Numbers in the wrong byte order, or more than an eighth of them 1e30 and more, of both signs: bad, and not repaired; what
+    is left would be no window. It is so in one channel of two, and without a profile."""
+    x, rng = machine(1, 8, 2), np.random.default_rng(1)
+    swapped = np.where(np.isfinite(x.byteswap()), x.byteswap(), np.float32(0.0))
+    loud = np.where(rng.random(N) < 0.2, np.float32(1e30) * x, x)
+    for y in (swapped, loud, np.stack([x[0], loud[1]]), np.float32(2e38) * np.sign(x)):
+        for known in (profile(2), None):
+            assert quality.inspect(y, FS, known, (0.0, 0.0)) == quality.Verdict(BAD, ("not_finite",))
+
+
+def test_what_a_machine_can_do_is_never_taken_for_an_absurd_value() -> None:
+    """A fault of a hundred times the healthy level, with ringing blows, and a start from rest within the window: the samples are
+    left as they came, whatever the offset, and with a profile as well as without."""
+    x = machine(1, 8)
+    start = np.where(np.arange(N) < 3800, np.float32(1e-7), np.float32(30.0)) * x
+    cases = [(y, offset) for y in (_blows(np.float32(100.0) * x), _blows(x), 100.0 * _blows(x)) for offset in (0.0, 1e4)]
+    for y, offset in [*cases, (start, 0.0)]:
+        for known in (profile(), None):
+            verdict = quality.inspect((y + np.float32(offset)).astype(np.float32), FS, known, (offset,))
+            assert verdict.quality != BAD
+            assert set(verdict.reasons) <= {"impulses", "dc_step"}
+            assert verdict.repaired is None or "dc_step" in verdict.reasons
+
+
 def test_rumble_at_the_mains_frequency_hides_no_hum() -> None:
     """Healthy noise with a tenth of its power in the bins at 60 Hz has no line there: a mains line in it is found, and the
     rumble alone is not taken for one. A healthy line is known, and then no hum."""
@@ -403,6 +461,35 @@ def test_a_crossing_counts_only_where_it_survives_the_repair(rms: Pipeline) -> N
         assert "spikes" in rows[8].reasons
         assert [t.type for t in transitions if t.type != "quality"][: len(events) + 1] == events
         assert (rows[8].ratio >= 1.0) == (level > 1.0)
+
+
+def test_a_flipped_exponent_bit_costs_neither_an_alarm_nor_the_windows_after_it(rms: Pipeline) -> None:
+    """A sample of 1e38 in four windows in a row: each is scored as it is without, the offset stays the sensor's own, and the
+    windows after them are good. A machine three times as loud under them raises its alarm."""
+    for level, events in ((1.0, []), (3.0, ["new"])):
+        x = np.float32(level) * noise(16 * 256, 3)
+        y = x.copy()
+        for i in range(4, 8):
+            at = 256 * i + int(np.abs(np.abs(x[0, 256 * i : 256 * i + 256]) - 0.5).argmin())
+            y[:, at : at + 1] = exponent_flipped(x[:, at : at + 1], [0])
+        _, wanted, _, _ = send(rms, chunks(x))
+        state, rows, transitions, _ = send(rms, chunks(y))
+        assert [m.reasons for m in rows[4:8]] == [("spikes",)] * 4
+        assert {m.reasons for m in rows[8:]} <= {(), ("impulses",)}
+        assert [m.ratio for m in rows[4:]] == pytest.approx([m.ratio for m in wanted[4:]], rel=0.02)
+        assert [t.type for t in transitions if t.type != "quality"] == events
+        assert abs(state.trouble.mean[0]) < 0.2 * level
+
+
+def test_an_absurd_value_does_not_choose_the_offset(rms: Pipeline) -> None:
+    """Of the present and the former offset the nearer one is told by the samples, not by a mean that 1e38 leans on."""
+    state = Trouble(mean=(5.0,), former=(0.0,))
+    for here, wanted in ((0.1, (0.0,)), (4.9, (5.0,))):
+        for odd in (1e38, -1e38):
+            x = noise(256) + np.float32(here)
+            assert trouble.offset(state, x) == wanted
+            x[0, 7] = odd
+            assert trouble.offset(state, x) == wanted
 
 
 def test_a_sensor_that_saturates_low_is_scored_and_does_not_vote(rms: Pipeline) -> None:
