@@ -519,6 +519,44 @@ def test_half_the_rate_is_told_by_the_times_of_messages(rms: Pipeline) -> None:
     assert state.trouble.episode is None
 
 
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("case", ["a refused time", "a clock set back", "a year ahead and back"])
+def test_times_that_went_astray_do_not_hide_half_the_rate(rms: Pipeline, case: str, counted: bool) -> None:
+    """A message of the year 2096, which is refused, or a clock that is set back by an hour, or goes right after having been ahead:
+    at the right rate nothing is told of the times from then on, and half the rate is told as soon as ever."""
+    x, drops, t, states = noise(60 * 64), [], T0, [pipeline.initial(rms)]
+    for i in range(60):
+        if i == 20:
+            t -= {"a clock set back": 3600.0}.get(case, 0.0)
+        stamp = t + {"a refused time": 2.2e9, "a year ahead and back": 300 * 86400.0}.get(case, 0.0) * (i == 20)
+        chunk = Chunk(x[:, 64 * i : 64 * i + 64], t=stamp, seq=i if counted else None)
+        state, outcome = pipeline.step_chunk(rms, states[-1], chunk, T0 + 0.064 * i)
+        states.append(state)
+        drops.append(None if outcome.dropped is None else outcome.dropped.reason)
+        assert not {"wrong_rate"}.intersection(r for m in outcome.measured if i < 40 for r in m.reasons)
+        t += 0.064 * (1.0 if i < 40 else 2.0)
+    assert "wrong_rate" not in drops[:41]
+    assert drops[45:] == ["wrong_rate"] * 15
+    assert states[40].trouble.counts.get("wrong_rate", 0) == 0
+
+
+def test_messages_sent_again_do_not_disturb_the_pace(rms: Pipeline) -> None:
+    """Minutes of messages that come once more, in their order, with numbers or without, and stamps that go to and fro a little: no
+    window is withheld, and no rate is told."""
+    whole = chunks(noise(200 * 64), m=64)
+    uneven = [replace(c, t=(c.t or 0.0) + 0.04 * (-1) ** i) for i, c in enumerate(whole)]
+    again = whole[:60] + whole[30:60] + whole[60:]
+    for stream in (again, [replace(c, seq=None) for c in again], uneven):
+        state, qualities, drops = pipeline.initial(rms), set(), set()
+        for i, chunk in enumerate(stream):
+            state, outcome = pipeline.step_chunk(rms, state, chunk, T0 + 0.064 * i)
+            qualities |= {m.quality for m in outcome.measured}
+            drops |= {outcome.dropped.reason} if outcome.dropped else set()
+        assert qualities == {GOOD}
+        assert drops <= {"duplicate"}
+        assert state.trouble.counts.keys() <= {"duplicate"}
+
+
 def test_half_the_rate_is_told_by_receipts_where_messages_have_no_times(rms: Pipeline) -> None:
     """Without times, messages that come twice as far apart are dropped after two legs; one stall and its burst tell nothing."""
     ready = replace(rms, layout=PayloadLayout("f32le", 1))
