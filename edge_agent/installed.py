@@ -39,6 +39,8 @@ from edge_agent.signing import SIGNATURE, Verifier
 log = logging.getLogger(__name__)
 
 ACTIVE = "active.json"
+#: Names beside which no bundle's folder can lie: the store's own files, and what they are written as before they take their place.
+_OWN = frozenset({ACTIVE, f"{ACTIVE}.new"})
 #: Bounds of what `install` unpacks: a bundle has a handful of files of a few MB at most.
 MAX_FILES, MAX_BYTES = 64, 64 << 20
 #: Choices that rollback remembers.
@@ -181,7 +183,8 @@ def install(source: Path, store: Path, verifier: Verifier | None) -> tuple[str, 
     """Copy a bundle (a folder, .tar, .tar.gz, .zip) into the store; (NAME/VERSION, the bundle, whether it is new).
 
     It is unpacked beside, verified there whole (signature, hashes, operators, golden windows), and only then takes its
-    place. Raises BundleError, and leaves nothing, where anything is refused.
+    place. One that is installed already and damaged is put right, and counts as new. Raises BundleError, and leaves
+    nothing, where anything is refused.
     """
     _folder(store)
     with _alone(store):
@@ -195,6 +198,11 @@ def install(source: Path, store: Path, verifier: Verifier | None) -> tuple[str, 
             for what in (manifest.name, manifest.version):
                 if not _NAME.fullmatch(what):
                     raise BundleError(f"{source}: bundle.json says {what!r}; expected a name of letters, digits, . _ and -")
+            if manifest.name.lower() in _OWN:  # some file systems know no case
+                raise BundleError(
+                    f"{source}: bundle.json says name {manifest.name!r}, which is a file of the store itself; give the bundle another "
+                    "name and train it again"
+                )
             for file in incoming.iterdir():
                 if file.name not in {*manifest.files, "bundle.json", SIGNATURE}:
                     file.unlink()  # neither hash nor signature speaks for it
@@ -202,9 +210,12 @@ def install(source: Path, store: Path, verifier: Verifier | None) -> tuple[str, 
             target = store / label
             if target.exists():
                 _same(target, label, bundle)
+                mended = _put_right(target, incoming, manifest.files)
+                if mended:
+                    log.warning("%s: %s had been changed, cut off or lost, and copied again", target, ", ".join(mended))
                 if (incoming / SIGNATURE).exists() and verifier is not None:
                     _replace(target / SIGNATURE, (incoming / SIGNATURE).read_bytes())
-                return label, replace(bundle, path=target), False
+                return label, replace(bundle, path=target), bool(mended)
             incoming.chmod(0o755)
             host.sync_folder(incoming)
             target.parent.mkdir(exist_ok=True)
@@ -218,15 +229,33 @@ def install(source: Path, store: Path, verifier: Verifier | None) -> tuple[str, 
 
 
 def _same(target: Path, label: str, bundle: Bundle) -> None:
+    """Raise BundleError where another bundle lies at `target`; one whose bundle.json is lost or no longer one can be none."""
     try:
-        there = bundles.sha256((target / "bundle.json").read_bytes())
-    except OSError:
-        there = ""
-    if there != bundle.sha256:
+        text = (target / "bundle.json").read_bytes()
+        bundles.parse_manifest(target, text)
+    except (OSError, BundleError):
+        return
+    if bundles.sha256(text) != bundle.sha256:
         raise BundleError(
             f"{target}: another bundle {label} is installed already: give the new one a version of its own (edge-trainer "
             "fit does), or delete the folder if no sensor uses it"
         )
+
+
+def _put_right(target: Path, incoming: Path, files: Mapping[str, str]) -> list[str]:
+    """Replace, one by one and each whole, what at `target` is not as the hashes say; the names. bundle.json comes last, so that a
+    copy that was cut short is put right the next time."""
+    wrong = [name for name in (*files, "bundle.json") if not _alike(target / name, incoming / name)]
+    for name in wrong:
+        _replace(target / name, (incoming / name).read_bytes())
+    return wrong
+
+
+def _alike(there: Path, fresh: Path) -> bool:
+    try:
+        return there.read_bytes() == fresh.read_bytes()
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------- unpacking what nobody vouches for yet

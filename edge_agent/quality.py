@@ -1,8 +1,8 @@
 """Whether a window's samples can be believed, told from the samples and a profile of healthy ones (NAMUR NE 107).
 
-    samples ─► finite? ─► level ─► repeated values ─► spikes ─► rails ─► DC ─► spectrum ─► Verdict
-                 │          │            │               └───────────┴──────┴────┴─► suspect: scored, marked
-                 └──────────┴────────────┴─► bad: not scored
+    samples ─► finite, of a size that can be? ─► level ─► repeated values ─► spikes ─► rails ─► DC ─► spectrum ─► Verdict
+                 │                                 │            │               └───────────┴──────┴────┴─► suspect: scored, marked
+                 └─────────────────────────────────┴────────────┴─► bad: not scored
 
 A machine with a fault must not be taken for a broken sensor. So nothing here judges by "unlike the healthy
 windows" alone: each check looks for the mark that its cause leaves and that no machine makes, such as values
@@ -56,6 +56,12 @@ RAILS = 0.002
 SHAPED = 9
 #: Longest stretch transformed at once, and how many of them of a long window.
 SEGMENT, SEGMENTS = 8192, 3
+#: No sensor gives a value beyond this in any unit, and float32 carries the square of one below it; a flipped exponent bit makes
+#: 1e38 of 0.5.
+ABSURD = 1e15
+#: So many times the level (of the window, or the healthy one if that is higher) lies no fault: a converter of 24 bits hardly
+#: reaches it, and in a float32 mean such a value rounds the signal away.
+FAR = 2.0**20
 _TINY = 1e-30
 
 
@@ -173,12 +179,15 @@ class Verdict:
 
     repaired : (C, n), None where nothing was undone
     mean     : (C,) of the samples, for the next window's `mean`
+    absurd   : whether values that no sensor gives were undone: the score of the samples as they came then means nothing, and a
+               network's float32 may not carry it
     """
 
     quality: str = GOOD
     reasons: tuple[str, ...] = ()
     repaired: F32 | None = None
     mean: tuple[float, ...] = ()
+    absurd: bool = False
 
 
 def votes(quality: str, reasons: tuple[str, ...]) -> bool:
@@ -201,8 +210,25 @@ def inspect(x: F32, fs_hz: float, profile: Profile | None = None, mean: tuple[fl
         profile = None
     healthy = None if profile is None else _arrays(profile)
     hi, lo = x.max(-1), x.min(-1)
-    if not np.isfinite(hi - lo).all():
+    limits = itertools.repeat(ABSURD) if healthy is None else healthy.far
+    # In Python's numbers: none overflows, NaN and infinity fail every comparison, and it is faster for a few channels.
+    extremes = zip(hi.tolist(), lo.tolist(), limits, strict=False)
+    odd = [c for c, (top, low, most) in enumerate(extremes) if not (top - low <= most and low >= -ABSURD and top <= ABSURD)]
+    if not odd:
+        return _inspect(x, hi, lo, fs_hz, healthy, mean)
+    sane = _without_absurd(x, odd, healthy)
+    if sane is None:
         return Verdict(BAD, (NOT_FINITE,))
+    verdict = _inspect(sane, sane.max(-1), sane.min(-1), fs_hz, healthy, mean)
+    if sane is x or verdict.quality == BAD:
+        return verdict
+    reasons = (SPIKES, *(r for r in verdict.reasons if r != SPIKES))
+    return Verdict(SUSPECT, reasons, sane if verdict.repaired is None else verdict.repaired, verdict.mean, absurd=True)
+
+
+def _inspect(x: F32, hi: F32, lo: F32, fs_hz: float, healthy: _Healthy | None, mean: tuple[float, ...]) -> Verdict:
+    """Judge a window (C, n) of finite samples, none of them absurd; hi, lo: (C,) its extremes."""
+    n_channels, n = x.shape
     ones = _ones(n)
     offset = x @ ones / n
     now = tuple(offset.tolist())
@@ -224,10 +250,13 @@ def inspect(x: F32, fs_hz: float, profile: Profile | None = None, mean: tuple[fl
     peak = np.maximum(hi - offset, offset - lo)
     high = peak > (6.0 * rms if healthy is None else 1.3 * healthy.peak)
     if high.any():
-        clean, found = _without_spikes(clean, high, healthy)
+        found = _without_spikes(x, high, healthy)
         if found:
             reasons.append(SPIKES)
             # They lean on the mean as well.
+            clean, offset = ac.copy(), offset.copy()
+            for k, (mended, middle) in found.items():
+                clean[k], offset[k] = mended, middle
             leant = clean @ ones / n
             clean = clean - leant[:, None]
             offset = offset + leant
@@ -241,8 +270,8 @@ def inspect(x: F32, fs_hz: float, profile: Profile | None = None, mean: tuple[fl
             if healthy is not None and (peak[rail] <= healthy.peak[rail]).all():
                 reasons.append(RAIL_LOW)
     shift = offset - np.asarray(mean, np.float32) if len(mean) == n_channels else None
-    stepped, found = _without_step(clean, shift, rms, healthy)
-    if found:
+    stepped, moved = _without_step(clean, shift, rms, healthy)
+    if moved:
         reasons.append(DC_STEP)
         clean = stepped
     order: tuple[int, ...] | None = None
@@ -341,23 +370,53 @@ def _repeated(
 # ---------------------------------------------------------------- spikes, rails, offset
 
 
-def _without_spikes(ac: F32, high: NDArray[np.bool_], healthy: _Healthy | None) -> tuple[F32, bool]:
-    """Spikes of one sample that nothing rings after, replaced by their neighbours' mean.
+def _without_absurd(x: F32, channels: list[int], healthy: _Healthy | None) -> F32 | None:
+    """x with values that no sensor gives interpolated from their neighbours, x itself where `channels` hold none.
+
+    None where x is not finite, or more than an eighth of a channel is absurd in itself, as after a wrong byte order: what is
+    left then says nothing of the machine. Values far out of all proportion that are more than that are no single wrong words,
+    and are left to the other checks.
+    """
+    if not np.isfinite(x).all():
+        return None
+    out, most = x, x.shape[1] // 8
+    for c in channels:
+        wild = np.abs(x[c]) > ABSURD
+        if np.count_nonzero(wild) > most:
+            return None
+        if healthy is not None:
+            # A median hardly notices them, where a mean would; bounded, no difference leaves float32.
+            bounded = x[c].clip(-ABSURD, ABSURD)
+            apart = np.abs(bounded - np.median(bounded))
+            far = wild | (apart > FAR * max(float(np.median(apart)), float(healthy.rms[c])))
+            wild = far if np.count_nonzero(far) <= most else wild
+        if wild.any():
+            out = x.copy() if out is x else out
+            good = np.flatnonzero(~wild)
+            out[c, wild] = np.interp(np.flatnonzero(wild), good, x[c, good])
+    return out
+
+
+def _without_spikes(x: F32, high: NDArray[np.bool_], healthy: _Healthy | None) -> dict[int, tuple[F32, float]]:
+    """Spikes of one sample that nothing rings after, replaced by their neighbours' mean: {channel: (samples, what was taken off
+    them)} of the channels with some.
 
     A blow on metal rings: beside its peak stand others about as large. A flipped bit leaves its neighbours alone.
     """
-    out, any_found = ac, False
+    out: dict[int, tuple[F32, float]] = {}
     for c in np.flatnonzero(high):
-        x = ac[c]
-        if len(x) < 16:
-            continue
-        bend = np.abs(x[1:-1] - 0.5 * (x[:-2] + x[2:]))
-        usual, size = (float(np.median(a)) * 1.4826 + _TINY for a in (bend, np.abs(x)))
+        if x.shape[1] < 16:
+            break
+        # Off the mean, on which the spikes lean, the rest would come rounded to the spikes' last digit.
+        middle = np.median(x[c])
+        y = x[c] - middle
+        bend = np.abs(y[1:-1] - 0.5 * (y[:-2] + y[2:]))
+        usual, size = (float(np.median(a)) * 1.4826 + _TINY for a in (bend, np.abs(y)))
         floor = 6.0 * size if healthy is None else max(5.0 * size, float(healthy.peak[c]))
-        wild = np.flatnonzero((bend > 8.0 * usual) & (np.abs(x[1:-1]) > floor)) + 1
-        if not wild.size or wild.size > len(x) // 8:
+        wild = np.flatnonzero((bend > 8.0 * usual) & (np.abs(y[1:-1]) > floor)) + 1
+        if not wild.size or wild.size > len(y) // 8:
             continue
-        mended, alone, jump = _mended(x, wild)
+        mended, alone, jump = _mended(y, wild)
         enough = alone.sum() >= 3 or bool((jump[alone] > 14.0 * usual).any())
         if not enough or alone.sum() < 0.6 * len(wild):
             continue
@@ -367,10 +426,8 @@ def _without_spikes(ac: F32, high: NDArray[np.bool_], healthy: _Healthy | None) 
         if small.size:
             _, alone, _ = _mended(mended, small)
             mended, *_ = _mended(mended, small[alone])
-        if not any_found:
-            out, any_found = ac.copy(), True
-        out[c] = mended
-    return out, any_found
+        out[int(c)] = mended, float(middle)
+    return out
 
 
 def _mended(x: F32, wild: NDArray[np.intp]) -> tuple[F32, NDArray[np.bool_], F32]:
@@ -454,7 +511,8 @@ class _Spectrum(NamedTuple):
 
 
 class _Healthy(NamedTuple):
-    """A profile as arrays, levels above 0. idle: (C,) under which the machine is off; most: the largest spread."""
+    """A profile as arrays, levels above 0. idle: (C,) under which the machine is off; most: the largest spread; far: (C,)
+    highest less lowest sample up to which none is looked for that no sensor gives."""
 
     rms: F32
     quiet: F32
@@ -470,6 +528,7 @@ class _Healthy(NamedTuple):
     lines: F64
     idle: F32
     most: float
+    far: tuple[float, ...]
 
 
 @lru_cache(maxsize=64)
@@ -481,7 +540,8 @@ def _arrays(profile: Profile) -> _Healthy:
     # A machine that is now and then this quiet when healthy is not off.
     idle = np.minimum(IDLE * rms, 0.5 * f32[0])
     run, repeats, most = profile.run, profile.repeats, max(profile.spread)
-    return _Healthy(rms, f32[0], f32[1], f32[2], f32[3], run, repeats, rails, f64[0], f64[1], f64[2], f64[3], idle, most)
+    far = tuple(min(FAR * float(r), ABSURD) for r in rms)
+    return _Healthy(rms, f32[0], f32[1], f32[2], f32[3], run, repeats, rails, f64[0], f64[1], f64[2], f64[3], idle, most, far)
 
 
 class _Plan(NamedTuple):

@@ -27,6 +27,10 @@ METHODS = ("gamma", "pot", "percentile", "mad")
 #: 95 % point of sqrt(n) * KS distance when both gamma parameters were estimated from the same scores:
 #: 0.87 to 0.97 over shapes 0.5 to 50 and n 30 to 3000 (tests/test_thresholds.py draws some of it again).
 KS_CRITICAL = 0.95
+#: Standard deviation over mean up to which scores are one number and its rounding (float32 rounds at 6e-8): no limit comes of it.
+ROUNDING = 1e-8
+#: ln(mean) - mean(ln) of scores, from which on Newton's differences still have digits; below it his starting value is right to 1e-8.
+NARROW = 1e-4
 #: Smallest number of excesses a generalised Pareto fit is asked to carry.
 POT_MIN_EXCESSES = 10
 
@@ -86,14 +90,22 @@ def gamma_parameters(scores: F64) -> tuple[float, float]:
 
     Newton iteration on ln(k) - psi(k) = ln(mean) - mean(ln) from Minka's starting value
     (Estimating a Gamma distribution, 2002). Zeros count as 1e-12 of the mean: their logarithm
-    would be infinite. Exponential scores of mean 2 give about (1, 2).
+    would be infinite. Exponential scores of mean 2 give about (1, 2). Raises ValueError where the
+    scores differ by `ROUNDING` of their mean or less.
     """
     from scipy.special import polygamma, psi
 
     mean = float(scores.mean())
-    s = math.log(mean) - float(np.log(np.maximum(scores, 1e-12 * mean)).mean())
+    # The mean of d is 0; with it each term is at least 0, and scores that differ by a millionth keep their digits.
+    d = np.maximum(scores / mean, 1e-12) - 1.0
+    s = float((d - np.log1p(d)).mean())
+    if not s > 0.5 * ROUNDING**2:  # the square of the relative spread, halved, as long as it is small
+        raise ValueError(
+            f"the {scores.size} healthy scores differ from {mean:g} by {float(scores.std()) / mean:.1g} of it: no gamma "
+            "distribution can be fitted; check that the calibration recordings differ and the sensor is not stuck"
+        )
     shape = (3.0 - s + math.sqrt((s - 3.0) ** 2 + 24.0 * s)) / (12.0 * s)
-    for _ in range(50):
+    for _ in range(50 if s > NARROW else 0):
         step = (math.log(shape) - float(psi(shape)) - s) / (1.0 / shape - float(polygamma(1, shape)))
         shape = max(shape - step, 0.1 * shape)
         if abs(step) <= 1e-12 * shape:

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_agent import alarms, quality
+import numpy as np
+
+from edge_agent import alarms, quality, windowing
 from edge_agent.alarms import Alarm, Transition
 from edge_agent.quality import DUPLICATE, GAP, NO_TROUBLE, WRONG_RATE, Verdict
 from edge_agent.signals import F32, Chunk, rfc3339
@@ -178,8 +180,11 @@ def offset(trouble: Trouble, x: F32) -> tuple[float, ...]:
     """The offset from which a step in the window x (C, n) is told: the nearer of the present and the former one."""
     if not trouble.former:
         return trouble.mean
-    here = x.mean(-1).tolist()
-    return min((trouble.mean, trouble.former), key=lambda known: _apart(known, here))
+    known = trouble.mean, trouble.former
+    here = x.mean(-1, dtype=np.float64).tolist()
+    if min(_apart(one, here) for one in known) > _apart(*known):
+        here = np.median(x, -1).tolist()  # a third offset, or a single wrong value of 1e38 that the mean leans on
+    return min(known, key=lambda one: _apart(one, here))
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> float:
@@ -226,12 +231,14 @@ def keep_pace(
     trouble = replace(trouble, receipts=receipts)
     if chunk.t is None:
         return trouble, receipts.off * spec.fs_hz or None, None
+    if windowing.too_far_ahead(chunk.t, received):  # refused, and no time to hold the next ones against
+        return trouble, None, None
     here = replace(pace, t=chunk.t, n=n, seq=chunk.seq)
     if pace.t is None:
         return replace(trouble, pace=here), None, None
     step_s = chunk.t - pace.t
     spacing = step_s * spec.fs_hz / pace.n
-    if spacing <= 0.0:  # a repeat or a late one: the windower's to judge
+    if spacing <= 0.0:  # a repeat, a late one, or a clock that was set back: the windower's to judge (`of_message`)
         return trouble, None, None
     lost = chunk.seq is not None and pace.seq is not None and chunk.seq != (pace.seq + 1) & 0xFFFFFFFF
     if lost or spacing >= PAUSE:
@@ -253,6 +260,17 @@ def keep_pace(
     if receipts.behind >= BEHIND_S and any(abs(receipts.off * slip - 1.0) <= OFF for slip in SLIPS):
         return trouble, receipts.off * spec.fs_hz, None
     return trouble, None, None
+
+
+def _followed(pace: Pace, spec: WindowSpec, chunk: Chunk, broken: bool) -> Pace:
+    """The pace after a chunk that was used: begun anew where its time lies behind, since the sensor's clock was set back.
+
+    broken : whether the samples do not go on from those before. Where they do, less than a pause's length is the unevenness of
+             stamps, and the next messages catch up with it.
+    """
+    if chunk.t is None or pace.t is None or pace.t - chunk.t <= (0.0 if broken else PAUSE * pace.n / spec.fs_hz):
+        return pace
+    return Pace(chunk.t, chunk.samples.shape[1], seq=chunk.seq, steady=pace.steady)
 
 
 def without_spacings(trouble: Trouble) -> Trouble:
@@ -301,6 +319,7 @@ def of_message(
     """What a message that the windower has seen suffers from: gap, duplicate."""
     if pushed.dropped is not None:
         return trouble, (DUPLICATE,) if pushed.dropped.reason == "duplicate" else ()
+    trouble = replace(trouble, pace=_followed(trouble.pace, spec, chunk, pushed.gap_s is not None))
     reasons: tuple[str, ...] = ()
     samples = chunk.samples
     content = zlib.crc32(samples.tobytes()) if samples.shape[1] >= LEAST_EQUAL else None

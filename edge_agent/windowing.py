@@ -13,6 +13,7 @@ adds up to a gap.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from edge_agent.values import replace
 
 #: Chunks whose repetition is recognised. A broker sends again what was in flight, by default 20 messages.
 REMEMBERED = 32
-#: Late chunks in a row, running forwards among themselves, that prove the sensor's clock was set back.
+#: Late chunks in a row, running forwards among themselves, that prove the sensor's clock or counter was set back.
 LATE_RUN = 5
 #: The receipt clock of a running agent goes back by less than this unless it is told (`clock_set`).
 BACKWARDS_S = 5.0
@@ -72,6 +73,8 @@ class WindowerState:
     next_t     : time at which the chunk before ends, in s
     next_seq   : expected sequence number; None where the chunk before had none
     recent     : sequence numbers (times where there are none) of the last chunks, oldest first
+    contents   : checksums of the samples of the newest of them, as far back as chunks had a number and no time: a counter
+                 that begins anew gives the numbers of before to other samples
     received   : receipt time of the last accepted chunk in s, by the receipt clock as it was at the last anchor
     window_seq : running number of the next window
     late_run   : late chunks in a row that run forwards among themselves
@@ -91,6 +94,7 @@ class WindowerState:
     late_run: int = 0
     late_key: float | None = None
     stepped: float = 0.0
+    contents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +139,7 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
     share that copy. The chunk's fs and channels are the caller's to check.
     """
     duration = chunk.samples.shape[1] / spec.fs_hz
-    if chunk.t is not None and chunk.t > received + FUTURE_S and received >= PLAUSIBLE_S:
+    if chunk.t is not None and too_far_ahead(chunk.t, received):
         ahead = (chunk.t - received) / 86400.0
         return Pushed(
             state,
@@ -158,12 +162,14 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
     if gap_s is not None:
         state = without_tail(state)
     key = chunk.t if chunk.seq is None else chunk.seq  # a whole number is stored in a third of the bytes
+    counted = chunk.t is None and chunk.seq is not None
     state = replace(
         state,
         last_t=t,
         next_t=t + duration,
         next_seq=None if chunk.seq is None else (chunk.seq + 1) & 0xFFFFFFFF,
         recent=state.recent if key is None else (*state.recent, key)[-REMEMBERED:],
+        contents=(*state.contents, _content(chunk))[-REMEMBERED:] if counted else (),
         received=receipt,
         late_run=0,
         late_key=None,
@@ -171,6 +177,12 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
     )
     state, windows = _cut(state, spec, chunk.samples, t)
     return Pushed(state, windows, gap_s=gap_s)
+
+
+def too_far_ahead(t: float, received: float) -> bool:
+    """Whether a message's time is no sensor's clock that is a little off, but one that was never set right; such a message is
+    refused. While the receipt clock itself stands before 2026 nobody can tell."""
+    return t > received + FUTURE_S and received >= PLAUSIBLE_S
 
 
 def clock_set(state: WindowerState, by_s: float) -> WindowerState:
@@ -205,14 +217,15 @@ def _place(
         lost = ((chunk.seq - state.next_seq + 0x80000000) & 0xFFFFFFFF) - 0x80000000
         if lost == 0:
             if chunk.t is None:
-                return state.next_t, None
+                # Where the number before came again with other samples, this one follows those.
+                return gap if state.late_key == (chunk.seq - 1) & 0xFFFFFFFF else (state.next_t, None)
             # Time may wander (a clock set, a gateway's stamp), the samples still follow each other;
             # but a sensor that sleeps between snapshots also counts on.
             return gap if ahead > PAUSE_S + duration else (own, None)
         restarted = lost < -RESTART if chunk.t is None else ahead >= -tolerance
         if lost > 0 or restarted:
             return gap
-        if float(chunk.seq) in state.recent:
+        if _came_before(state, chunk):
             return PayloadError("duplicate", f"sequence number {chunk.seq} came before; it is used once")
         return PayloadError(
             "late", f"sequence number is {chunk.seq}, expected {state.next_seq}: later samples came before"
@@ -230,6 +243,22 @@ def _place(
         f"message time {chunk.t:.3f} s lies {-ahead:.3f} s before the end of the samples already used; "
         f"expected {state.next_t:.3f} s within {tolerance:.3f} s",
     )
+
+
+def _came_before(state: WindowerState, chunk: Chunk) -> bool:
+    """Whether a chunk with a number is one of the last once more: by its number, and by its samples where no time tells either."""
+    if chunk.seq not in state.recent:
+        return False
+    if chunk.t is not None:
+        return True
+    known = len(state.recent) - len(state.contents)
+    same = [i - known for i, key in enumerate(state.recent) if key == chunk.seq]
+    return same[0] < 0 or _content(chunk) in {state.contents[i] for i in same}
+
+
+def _content(chunk: Chunk) -> int:
+    """Checksum of the samples, 16 bits: stored in three bytes, and a run of five is not mistaken for repeats by chance."""
+    return zlib.crc32(chunk.samples.tobytes()) & 0xFFFF
 
 
 def _own_time(state: WindowerState, chunk: Chunk, duration: float, received: float) -> float:

@@ -219,6 +219,61 @@ def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str) -> None
     assert [p.name for p in (tmp_path / "bundles").iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize("name", ["active.json", "active.json.new", "Active.JSON"])
+def test_a_name_that_the_store_uses_itself_is_refused(tmp_path: Path, name: str) -> None:
+    """A folder of that name would stand where the choices are kept: refused in words, and the choices can be read."""
+    path, store = _version(tmp_path / "rms", "2"), tmp_path / "bundles"
+    (path / "bundle.json").write_text(json.dumps({**json.loads((path / "bundle.json").read_text()), "name": name}))
+    with pytest.raises(BundleError, match=f"says name '{name}', which is a file of the store itself; give the bundle another name"):
+        installed.install(path, store, None)
+    assert [p.name for p in store.iterdir()] == [".lock"]
+    assert installed.choices(store) == {}
+
+
+def _gone(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+def _changed(path: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: _cut(folder / "calibration.npz"),
+        lambda folder: _gone(folder / "golden.npz"),
+        lambda folder: [_changed(folder / name) for name in ("calibration.npz", "CARD.md")],
+        lambda folder: _cut(folder / "bundle.json"),
+        lambda folder: [_gone(path) for path in folder.iterdir()],
+    ],
+    ids=["cut off", "lost", "changed", "cut bundle.json", "empty"],
+)
+def test_installing_over_a_damaged_copy_puts_it_right(
+    tmp_path: Path, spoil: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the error about a damaged bundle says to do helps: the copy is as it was, which files were wrong is logged, it counts
+    as new; once more there is nothing to do, and another bundle of that version is refused still."""
+    source, store = _version(tmp_path / "rms", "2"), tmp_path / "bundles"
+    label, wanted, _ = installed.install(source, store, None)
+    before = {p.name: p.read_bytes() for p in (store / label).iterdir()}
+    spoil(store / label)
+    wrong = {name for name, data in before.items() if not (store / label / name).exists() or (store / label / name).read_bytes() != data}
+    with pytest.raises(BundleError):
+        bundles.load(store / label)
+    assert installed.install(source, store, None)[2] is True
+    assert {p.name: p.read_bytes() for p in (store / label).iterdir()} == before
+    assert bundles.load(store / label).sha256 == wanted.sha256
+    assert all(name in caplog.text for name in wrong)
+    assert installed.install(source, store, None)[2] is False
+    with pytest.raises(BundleError, match="another bundle rms/2 is installed already"):
+        installed.install(_version(tmp_path / "rms", "2", seed=5), store, None)
+
+
 def test_another_bundle_of_the_same_version_is_refused(tmp_path: Path) -> None:
     """What is installed is never changed: a sensor may be using it."""
     label, first, _ = installed.install(_version(tmp_path / "rms", "2"), tmp_path / "bundles", None)

@@ -195,6 +195,64 @@ def test_flipped_bits_within_the_healthy_peaks_are_undone_beside_larger_ones() -
     assert float(off[:, 3000:3200].max()) < 0.02
 
 
+def exponent_flipped(x: np.ndarray, at: list[int], bit: int = 30) -> np.ndarray:
+    """With one bit of these samples flipped, in every channel; bit 30 makes 1e38 of what lies below 2."""
+    out = x.copy()
+    out.view(np.uint32)[:, at] ^= np.uint32(1 << bit)
+    assert np.isfinite(out).all()
+    return out
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("known", [profile(2), None], ids=["profile", "none"])
+@pytest.mark.parametrize(("bit", "scale", "k"), [(30, 0.3, 1), (30, 0.3, 6), (29, 30.0, 1), (28, 30.0, 1), (28, 30.0, 6)])
+def test_a_flipped_exponent_bit_is_undone_before_anything_leans_on_it(known: Profile | None, bit: int, scale: float, k: int) -> None:
+    """0.5 that became 1e38, and 30 that became 5e20 or 1e11: `spikes`; the samples, their mean and what is left of the signal are
+    as without them, and nothing overflows on the way. So it is for six of both signs, whose sum is infinite."""
+    x = np.float32(scale) * machine(1, 8, 2)
+    # Where the bit is 0, so that it makes a value larger; first one above 0, then one below, and so on.
+    zero = (x.view(np.uint32) >> np.uint32(bit) & 1 == 0).all(0) & (np.abs(x) > scale / 10).all(0)
+    pools = [np.flatnonzero(zero & (np.sign(x[0]) == sign)) for sign in (1, -1)]
+    at = [int(pools[i % 2][len(pools[i % 2]) * (i + 1) // 8]) for i in range(k)]
+    y = exponent_flipped(x, at, bit)
+    if known is not None and scale > 1.0:
+        known = replace(known, **{name: tuple(scale * v for v in getattr(known, name)) for name in ("rms", "quiet", "peak", "wander")})
+    verdict = quality.inspect(y, FS, known, (0.0, 0.0))
+    assert (verdict.quality, verdict.reasons) == (SUSPECT, ("spikes",))
+    assert verdict.repaired is not None
+    assert verdict.absurd or (known is None and bit == 28)
+    rest = np.delete(np.arange(N), at)
+    np.testing.assert_allclose(verdict.repaired[:, rest], x[:, rest], atol=1e-5 * scale)
+    assert np.abs(verdict.repaired - x).max() < 4.0 * scale
+    assert verdict.mean == pytest.approx(x.mean(-1).tolist(), abs=0.01 * scale)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_window_of_absurd_values_is_withheld() -> None:
+    """Numbers in the wrong byte order, or more than an eighth of them 1e30 and more, of both signs: bad, and not repaired; what
+    is left would be no window. It is so in one channel of two, and without a profile."""
+    x, rng = machine(1, 8, 2), np.random.default_rng(1)
+    swapped = np.where(np.isfinite(x.byteswap()), x.byteswap(), np.float32(0.0))
+    loud = np.where(rng.random(N) < 0.2, np.float32(1e30) * x, x)
+    for y in (swapped, loud, np.stack([x[0], loud[1]]), np.float32(2e38) * np.sign(x)):
+        for known in (profile(2), None):
+            assert quality.inspect(y, FS, known, (0.0, 0.0)) == quality.Verdict(BAD, ("not_finite",))
+
+
+def test_what_a_machine_can_do_is_never_taken_for_an_absurd_value() -> None:
+    """A fault of a hundred times the healthy level, with ringing blows, and a start from rest within the window: the samples are
+    left as they came, whatever the offset, and with a profile as well as without."""
+    x = machine(1, 8)
+    start = np.where(np.arange(N) < 3800, np.float32(1e-7), np.float32(30.0)) * x
+    cases = [(y, offset) for y in (_blows(np.float32(100.0) * x), _blows(x), 100.0 * _blows(x)) for offset in (0.0, 1e4)]
+    for y, offset in [*cases, (start, 0.0)]:
+        for known in (profile(), None):
+            verdict = quality.inspect((y + np.float32(offset)).astype(np.float32), FS, known, (offset,))
+            assert verdict.quality != BAD
+            assert set(verdict.reasons) <= {"impulses", "dc_step"}
+            assert verdict.repaired is None or "dc_step" in verdict.reasons
+
+
 def test_rumble_at_the_mains_frequency_hides_no_hum() -> None:
     """Healthy noise with a tenth of its power in the bins at 60 Hz has no line there: a mains line in it is found, and the
     rumble alone is not taken for one. A healthy line is known, and then no hum."""
@@ -405,6 +463,35 @@ def test_a_crossing_counts_only_where_it_survives_the_repair(rms: Pipeline) -> N
         assert (rows[8].ratio >= 1.0) == (level > 1.0)
 
 
+def test_a_flipped_exponent_bit_costs_neither_an_alarm_nor_the_windows_after_it(rms: Pipeline) -> None:
+    """A sample of 1e38 in four windows in a row: each is scored as it is without, the offset stays the sensor's own, and the
+    windows after them are good. A machine three times as loud under them raises its alarm."""
+    for level, events in ((1.0, []), (3.0, ["new"])):
+        x = np.float32(level) * noise(16 * 256, 3)
+        y = x.copy()
+        for i in range(4, 8):
+            at = 256 * i + int(np.abs(np.abs(x[0, 256 * i : 256 * i + 256]) - 0.5).argmin())
+            y[:, at : at + 1] = exponent_flipped(x[:, at : at + 1], [0])
+        _, wanted, _, _ = send(rms, chunks(x))
+        state, rows, transitions, _ = send(rms, chunks(y))
+        assert [m.reasons for m in rows[4:8]] == [("spikes",)] * 4
+        assert {m.reasons for m in rows[8:]} <= {(), ("impulses",)}
+        assert [m.ratio for m in rows[4:]] == pytest.approx([m.ratio for m in wanted[4:]], rel=0.02)
+        assert [t.type for t in transitions if t.type != "quality"] == events
+        assert abs(state.trouble.mean[0]) < 0.2 * level
+
+
+def test_an_absurd_value_does_not_choose_the_offset(rms: Pipeline) -> None:
+    """Of the present and the former offset the nearer one is told by the samples, not by a mean that 1e38 leans on."""
+    state = Trouble(mean=(5.0,), former=(0.0,))
+    for here, wanted in ((0.1, (0.0,)), (4.9, (5.0,))):
+        for odd in (1e38, -1e38):
+            x = noise(256) + np.float32(here)
+            assert trouble.offset(state, x) == wanted
+            x[0, 7] = odd
+            assert trouble.offset(state, x) == wanted
+
+
 def test_a_sensor_that_saturates_low_is_scored_and_does_not_vote(rms: Pipeline) -> None:
     """Clipped windows have their score; neither they nor the history they leave raise or hold an alarm."""
     x = noise(14 * 256)
@@ -430,6 +517,44 @@ def test_half_the_rate_is_told_by_the_times_of_messages(rms: Pipeline) -> None:
     assert [t.extra["quality_alarm"]["reasons"][0] for t in transitions if t.extra] == ["wrong_rate"] * 2
     assert rows[-1].quality == GOOD
     assert state.trouble.episode is None
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("case", ["a refused time", "a clock set back", "a year ahead and back"])
+def test_times_that_went_astray_do_not_hide_half_the_rate(rms: Pipeline, case: str, counted: bool) -> None:
+    """A message of the year 2096, which is refused, or a clock that is set back by an hour, or goes right after having been ahead:
+    at the right rate nothing is told of the times from then on, and half the rate is told as soon as ever."""
+    x, drops, t, states = noise(60 * 64), [], T0, [pipeline.initial(rms)]
+    for i in range(60):
+        if i == 20:
+            t -= {"a clock set back": 3600.0}.get(case, 0.0)
+        stamp = t + {"a refused time": 2.2e9, "a year ahead and back": 300 * 86400.0}.get(case, 0.0) * (i == 20)
+        chunk = Chunk(x[:, 64 * i : 64 * i + 64], t=stamp, seq=i if counted else None)
+        state, outcome = pipeline.step_chunk(rms, states[-1], chunk, T0 + 0.064 * i)
+        states.append(state)
+        drops.append(None if outcome.dropped is None else outcome.dropped.reason)
+        assert not {"wrong_rate"}.intersection(r for m in outcome.measured if i < 40 for r in m.reasons)
+        t += 0.064 * (1.0 if i < 40 else 2.0)
+    assert "wrong_rate" not in drops[:41]
+    assert drops[45:] == ["wrong_rate"] * 15
+    assert states[40].trouble.counts.get("wrong_rate", 0) == 0
+
+
+def test_messages_sent_again_do_not_disturb_the_pace(rms: Pipeline) -> None:
+    """Minutes of messages that come once more, in their order, with numbers or without, and stamps that go to and fro a little: no
+    window is withheld, and no rate is told."""
+    whole = chunks(noise(200 * 64), m=64)
+    uneven = [replace(c, t=(c.t or 0.0) + 0.04 * (-1) ** i) for i, c in enumerate(whole)]
+    again = whole[:60] + whole[30:60] + whole[60:]
+    for stream in (again, [replace(c, seq=None) for c in again], uneven):
+        state, qualities, drops = pipeline.initial(rms), set(), set()
+        for i, chunk in enumerate(stream):
+            state, outcome = pipeline.step_chunk(rms, state, chunk, T0 + 0.064 * i)
+            qualities |= {m.quality for m in outcome.measured}
+            drops |= {outcome.dropped.reason} if outcome.dropped else set()
+        assert qualities == {GOOD}
+        assert drops <= {"duplicate"}
+        assert state.trouble.counts.keys() <= {"duplicate"}
 
 
 def test_half_the_rate_is_told_by_receipts_where_messages_have_no_times(rms: Pipeline) -> None:

@@ -21,6 +21,26 @@ def test_gamma_fit_is_scipys(shape):
     assert limit == pytest.approx(stats.gamma.isf(1e-4, k_ref, scale=scale_ref), rel=1e-5)
 
 
+@pytest.mark.parametrize("spread", [0.03, 0.014, 1e-3, 1e-5, 2e-8])
+def test_gamma_fit_of_scores_that_hardly_differ_is_the_normal_limit(spread):
+    """A narrow gamma distribution is a normal one: the limit lies 3.72 standard deviations above the mean, and a little for the
+    skewness, however few digits the scores differ in. Down to there the digits must not be lost on the way."""
+    x = 7.0 * (1.0 + spread * stats.norm.ppf((np.arange(400) + 0.5) / 400.0))
+    limit = thresholds.fit(x, "gamma", 1e-4)
+    assert (limit.value - x.mean()) / x.std() == pytest.approx(3.719 + 4.28 * spread, rel=2e-3)
+    assert limit.params["shape"] * (x.std() / x.mean()) ** 2 == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("spread", [1e-8, 2e-9, 1e-12])
+def test_scores_that_are_one_number_and_its_rounding_are_refused(spread):
+    """Where they differ by a hundred-millionth of their mean, a ValueError says by how much and what to look at."""
+    scores = 1.0 + spread * np.random.default_rng(0).random(200)
+    with pytest.raises(ValueError, match=r"healthy scores (differ from 1 by|equal 1).* check that the calibration recordings differ"):
+        thresholds.fit(scores, "gamma", 1e-4)
+    with pytest.raises(ValueError, match="no gamma distribution can be fitted"):
+        thresholds.gamma_parameters(scores)
+
+
 @pytest.mark.parametrize("shape", [-0.3, 0.0, 0.2, 0.5])
 def test_pareto_fit_is_as_likely_as_scipys(shape):
     """The generalised Pareto fit loses less than 0.3 in log-likelihood against scipy's optimum."""

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
 import naive
 import numpy as np
 import pytest
@@ -217,6 +218,40 @@ def test_a_counter_without_times_that_restarts_goes_on():
     assert dropped == {4: "late", 5: "late", 6: "late", 7: "late"}
     assert list(gaps) == [8]
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize("before", [1, 3, 4, 5, 15, 21, 32])
+def test_a_counter_without_times_that_restarts_early_goes_on(before):
+    """Reset to 0 after so few messages that each number is one of the last: at most four are late, then the stream goes on behind a gap,
+    also over a restart of the agent between. No window holds samples of both, and the last messages, sent again, are
+    duplicates."""
+    first = [chunk(60, 1000 + 60 * i, seq=i) for i in range(before)]
+    second = [chunk(60, 9000 + 60 * i, seq=i) for i in range(40)]
+    state, ahead, _, _ = feed(first)
+    state = msgspec.convert(msgspec.to_builtins(windowing.without_tail(state)), windowing.WindowerState)
+    state, seen, dropped, gaps = feed([*second, *second[30:]], state=state, received=lambda i: T0 + 0.06 * (before + i))
+    late = min(4, before)
+    assert dropped == {**dict.fromkeys(range(late), "late"), **dict.fromkeys(range(40, 50), "duplicate")}
+    assert list(gaps) == [late]
+    assert state.next_seq == 40
+    assert all(len({float(v) >= 9000.0 for v in w.samples[0]}) == 1 for w in [*ahead, *seen])
+    assert sum(w.samples[0, 0] >= 9000.0 for w in seen) == (40 - late) * 60 // 100
+
+
+def test_messages_without_times_sent_again_are_duplicates():
+    """One that comes twice, and twenty in flight that a broker sends again in their order, are used once: their samples are those
+    of before. So it is where a state of before holds no checksums, and where all samples are alike."""
+    once = [chunk(100, 100 * i, seq=i) for i in range(30)]
+    for burst in (once[24:25], once[5:25], once[:25]):
+        _, seen, dropped, gaps = feed([*once[:25], *burst, *once[25:]])
+        assert list(dropped.values()) == ["duplicate"] * len(burst)
+        assert (len(seen), gaps) == (30, {})
+    state, _, _, _ = feed(once[:25])
+    _, _, dropped, _ = feed(once[5:], state=replace(state, contents=()))
+    assert list(dropped.values()) == ["duplicate"] * 20
+    quiet = [Chunk(np.zeros((1, 100), np.float32), seq=i) for i in range(30)]
+    _, seen, dropped, gaps = feed([*quiet[:25], *quiet[5:25], *quiet[25:]])
+    assert (len(seen), list(dropped.values()), gaps) == (30, ["duplicate"] * 20, {})
 
 
 def test_a_clock_set_back_is_not_late_for_ever():
