@@ -54,13 +54,14 @@ def reading(path: Path) -> Iterator[Database]:
 
 
 def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry a sensor: its alarm and its last window; `active` says whether somebody should look."""
+    """One entry a sensor: its alarm and its last window; `active` says whether somebody should look.
+
+    What only the stored state tells (`quality_alarm`, `quality_counts`) is missing where that is damaged.
+    """
     with reading(path) as db:
         known = {row["sensor"]: row for row in db.query("SELECT * FROM alarm_state")}
-        troubles = {
-            row["sensor"]: _trouble(row["state"])
-            for row in db.query("SELECT sensor, state FROM pipeline_state WHERE state IS NOT NULL")
-        }
+        states = db.query("SELECT sensor, state FROM pipeline_state WHERE state IS NOT NULL")
+        troubles = {row["sensor"]: found for row in states if (found := _trouble(row["state"])) is not None}
         answer = []
         for sensor in sensors:
             last = _last_window(db, sensor)
@@ -96,11 +97,13 @@ def _last_window(db: Database, sensor: str) -> dict[str, Any]:
     return {}
 
 
-def _trouble(blob: bytes) -> Trouble:
+def _trouble(blob: bytes) -> Trouble | None:
+    """The sensor's trouble as its state has it, none where that is of a version that knew of none; None: cannot be read."""
     try:
-        return msgspec.convert(msgspec.msgpack.decode(packing.unpack(blob))["state"]["trouble"], Trouble)
-    except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError):
-        return Trouble()  # written by a version that knew of none
+        state = msgspec.msgpack.decode(packing.unpack(blob))["state"]
+        return msgspec.convert(state["trouble"], Trouble) if "trouble" in state else Trouble()
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def alarms(
