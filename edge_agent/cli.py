@@ -161,16 +161,44 @@ def _score(a: argparse.Namespace) -> int:
 
 
 def _status(a: argparse.Namespace) -> int:
-    from edge_agent import queries
+    from edge_agent import queries, store
 
     config = _offline_config(a)
-    found = queries.status(config.database, list(config.sensors))
-    columns = _Columns(sensor=20, state=8, severity=9, since=24, shelved_until=24, ratio=9, ts=24, quality=8)
+    found, running = queries.status(config.database, list(config.sensors)), store.in_use(config.database)
+    for row in found:
+        row["note"] = _note(row, config.sensors[row["sensor"]].silent_after_s if running else None)
+    noted = {"note": 0} if any(row["note"] for row in found) else {}
+    columns = _Columns(sensor=20, state=8, severity=9, since=24, shelved_until=24, ratio=9, ts=24, quality=8, **noted)
     for row in found:
         _row(a.json, columns, row, alert=row["active"])
     if not any(row["ts"] for row in found):
         _say(_NOTHING_YET)
+    elif not running:
+        _say("no agent is running with this database: that is how it was when it ended (edge-agent doctor)")
     return ALARM_ACTIVE if any(row["active"] for row in found) else WELL
+
+
+def _note(row: dict[str, Any], silent_after_s: float | None) -> str | None:
+    """Why a sensor may say less than its row looks like; None where nothing stands against it.
+
+    silent_after_s : None where no agent runs, and all are silent
+    """
+    from edge_agent import commissioning, keeper, regimes
+    from edge_agent.signals import parse_time
+
+    notes = []
+    if silent_after_s is not None and row["heard"] is not None:
+        silent_s = time.time() - parse_time(row["heard"])
+        if silent_s > silent_after_s + keeper.COMMIT_S:
+            notes.append(f"silent for {silent_s:.0f} s" if silent_s < 600.0 else f"silent since {row['heard']}")
+    if row["quality_alarm"] is not None:
+        notes.append("trouble: " + ", ".join(row["quality_alarm"]["reasons"]))
+    if row["regime"] == regimes.UNKNOWN:
+        notes.append("unknown regime, not voted on")
+    c = row["commissioning"]
+    if c["phase"] in commissioning.ACTIVE:
+        notes.append(f"{c['phase']} {c['percent']} %")
+    return "; ".join(notes) or None
 
 
 def _alarms(a: argparse.Namespace) -> int:

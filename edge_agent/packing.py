@@ -82,7 +82,11 @@ def unpack(blob: bytes) -> bytes:
     if blob[:1] != bytes([_DEFLATED]):
         return blob
     zdict = _DICTIONARIES.get(int.from_bytes(blob[2:6], "big"), _WRITTEN)
+    inflate = zlib.decompressobj(zdict=zdict)
     try:
-        return zlib.decompressobj(zdict=zdict).decompress(blob)
+        raw = inflate.decompress(blob)
+        if not inflate.eof:  # its checksum stands at the end
+            raise zlib.error("it is cut off")
     except zlib.error as error:
         raise ValueError(f"a stored state of {len(blob)} bytes cannot be inflated ({error}); expected what `pack` made") from error
+    return raw

@@ -621,8 +621,10 @@ def _judge(
             width = np.zeros((1, len(judge.features.names)), np.float32)
             state, told = _learn(pipeline, state, window, width, width, row, None, False, told)
         return state, row, None, told
-    newest = raw = judge.vectors(window.samples)
-    if verdict.repaired is not None:
+    # Where the samples hold values that no sensor gives, only the repaired ones say anything: 1e38 may score inf, or next to nothing.
+    only = verdict.repaired if verdict.absurd else None
+    newest = raw = judge.vectors(window.samples if only is None else only)
+    if verdict.repaired is not None and only is None:
         newest = judge.vectors(verdict.repaired)
     vectors = newest
     history, history_end, suffering = state.history, state.history_end, state.trouble
@@ -649,7 +651,7 @@ def _judge(
     acting = state.commissioning.acting
     regime, value = _regime(pipeline, state, newest, window.end)
     result = judge.score(vectors if acting is None else acting.normalise(vectors))
-    if verdict.repaired is not None:
+    if verdict.repaired is not None and only is None:
         # A crossing counts only where it is there with and without what is suspect.
         also = judge.score(raw if acting is None else acting.normalise(raw))
         result = min(result, also, key=lambda r: r.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlite_utils.db import Database
 from edge_agent import packing, trouble
 from edge_agent.episodes import Spell
 from edge_agent.errors import StoreError
-from edge_agent.signals import parse_time
+from edge_agent.signals import parse_time, rfc3339
 from edge_agent.store import SCHEMA_VERSION
 from edge_agent.trouble import Trouble
 
@@ -54,17 +54,19 @@ def reading(path: Path) -> Iterator[Database]:
 
 
 def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry a sensor: its alarm and its last window; `active` says whether somebody should look."""
+    """One entry a sensor: its alarm and its last window; `active` says whether somebody should look.
+
+    What only the stored state tells (`quality_alarm`, `quality_counts`, `heard`: when its last message came, `commissioning`) is missing
+    where that is damaged.
+    """
     with reading(path) as db:
         known = {row["sensor"]: row for row in db.query("SELECT * FROM alarm_state")}
-        troubles = {
-            row["sensor"]: _trouble(row["state"])
-            for row in db.query("SELECT sensor, state FROM pipeline_state WHERE state IS NOT NULL")
-        }
+        rows = db.query("SELECT sensor, state FROM pipeline_state WHERE state IS NOT NULL")
+        states = {row["sensor"]: found for row in rows if (found := _state(row["state"])) is not None}
         answer = []
         for sensor in sensors:
             last = _last_window(db, sensor)
-            alarm = known.get(sensor, {})
+            alarm, state = known.get(sensor, {}), states.get(sensor, _State())
             answer.append(
                 {
                     "sensor": sensor,
@@ -81,8 +83,11 @@ def status(path: Path, sensors: Sequence[str]) -> list[dict[str, Any]]:
                     "ratio": last.get("ratio"),
                     "quality": last.get("quality"),
                     "reasons": last.get("reasons"),
-                    "quality_alarm": trouble.fields(troubles[sensor]) if sensor in troubles else None,
-                    "quality_counts": troubles[sensor].counts if sensor in troubles else {},
+                    "regime": last.get("regime"),
+                    "quality_alarm": trouble.fields(state.trouble),
+                    "quality_counts": state.trouble.counts,
+                    "heard": None if state.windower.received is None else rfc3339(state.windower.received + state.windower.stepped),
+                    "commissioning": asdict(state.commissioning),
                 }
             )
         return answer
@@ -96,11 +101,34 @@ def _last_window(db: Database, sensor: str) -> dict[str, Any]:
     return {}
 
 
-def _trouble(blob: bytes) -> Trouble:
+@dataclass(frozen=True)
+class _Windower:
+    received: float | None = None
+    stepped: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Commissioning:
+    phase: str = "idle"
+    percent: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What people are told of a stored state; what a version did not know is as in a new one."""
+
+    trouble: Trouble = field(default_factory=Trouble)
+    windower: _Windower = _Windower()
+    commissioning: _Commissioning = _Commissioning()
+
+
+def _state(blob: bytes) -> _State | None:
+    """Of a stored state; None where it cannot be read."""
     try:
-        return msgspec.convert(msgspec.msgpack.decode(packing.unpack(blob))["state"]["trouble"], Trouble)
-    except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError):
-        return Trouble()  # written by a version that knew of none
+        return msgspec.convert(msgspec.msgpack.decode(packing.unpack(blob))["state"], _State)
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def alarms(

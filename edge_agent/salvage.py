@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import host
+from edge_agent import host, packing
 from edge_agent.errors import DamagedStoreError, FullStoreError, StoreError, UnwritableStoreError
 from edge_agent.signals import parse_time, rfc3339
 from edge_agent.store import OutboxRow, Record, Store
@@ -265,6 +265,7 @@ def _sound(table: str, row: _Row) -> bool:
     """Whether a row of a damaged file says what such a row says."""
     try:
         if table == "pipeline_state":
+            packing.unpack(row[2])
             return isinstance(row[0], str) and isinstance(row[2], bytes)
         if table == "verdicts":
             return row[3] in ("true", "false") and all(isinstance(row[i], str) for i in (1, 2, 6))

@@ -20,7 +20,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -32,12 +32,21 @@ from edge_agent.signals import parse_time, rfc3339
 #: Rows rolled up or deleted in one transaction: a few milliseconds, so that an event never waits long.
 PRUNE_SLICE = 500
 #: Raw scores that stay even where the database grows beyond its size, by their own time.
-KEPT_S = 86400.0
+KEPT_S = DAY_S = 86400.0
 #: A file of this size beside the database is given up when the disk is full, so that the oldest scores can be
 #: deleted at all: a deletion is written to the journal first, which holds at most as much.
 RESERVE_BYTES = 8 << 20
-#: The newest row of a sensor that has not spoken since the start is looked for among so many.
+#: The newest row of a sensor that has not spoken since the start is looked for among so many, and so are its first ones after
+#: a time.
 LOOK_BACK_ROWS = 100_000
+#: Rows of a sensor from a time on, of which the first to be written tells where that time lies among the ids.
+WITNESSES = 20
+#: One pass over what is old goes on as long as its limits are at most so old: finding them takes some ms a sensor.
+PASS_S = 60.0
+#: 2020-01-01, before the first version: a clock of the agent that stands before it has not been set yet.
+CLOCK_SET_S = 1_577_836_800.0
+#: The earliest time there is in text.
+_YEAR_1 = -62_135_596_800.0
 #: Seconds that the check at start may take.
 CHECK_S = 2.0
 
@@ -102,6 +111,13 @@ _ROLL_UP = """
 """
 
 
+# Rows of a bundle beside are few, and have no index by time alone.
+_AGED_SHADOW = (
+    "sensor = ? AND ts < ? AND id < ifnull((SELECT id FROM shadow_scores WHERE sensor = ? AND ts BETWEEN ? AND ?"
+    " ORDER BY id LIMIT 1), 1 << 62)"
+)
+
+
 @dataclass(frozen=True)
 class EventRow:
     """One event: the transition, where it is published and the exact text (JSON)."""
@@ -138,6 +154,26 @@ class ShadowRow:
     threshold: float | None
     ratio: float | None
     event: str | None
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """Times of a sensor's rows, RFC 3339. last: of the row that was written last; greatest: of all that were looked at."""
+
+    last: str
+    greatest: str
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the rows that are old by these limits, in order of their time.
+
+    limits : (sensor, the time before which its rows are old, s), one or more a sensor
+    at     : the time of the next row to look at; None: all are done
+    """
+
+    limits: tuple[tuple[str, float], ...]
+    at: str | None = ""
 
 
 @dataclass(frozen=True)
@@ -209,7 +245,8 @@ class Store:
         self.checked = checked
         self._db = connection
         self._files = _identities(path)
-        self._newest: dict[str, str | None] = {}
+        self._spoken: dict[str, _Spoken | None] = {}
+        self._passes: dict[str, _Pass] = {}
 
     @classmethod
     def open(
@@ -257,8 +294,11 @@ class Store:
                 self._write_one(db, record)
         for record in records:
             if record.measured:
-                newest = rfc3339(max(m.end for m in record.measured))
-                self._newest[record.sensor] = max(newest, self._newest.get(record.sensor) or "")
+                greatest = rfc3339(max(m.end for m in record.measured))
+                before = self._spoken.get(record.sensor)
+                self._spoken[record.sensor] = _Spoken(
+                    rfc3339(record.measured[-1].end), greatest if before is None else max(greatest, before.greatest)
+                )
 
     def write_shadow(self, rows: Sequence[ShadowRow]) -> None:
         """Put down what bundles beside have scored; apart from all that is live."""
@@ -391,31 +431,34 @@ class Store:
         """One transaction of retention, at most `PRUNE_SLICE` rows; 0 where nothing is left to do. Events stay.
 
         Raw scores older than `days` become one row a minute in `scores_minute`, and acknowledged outbox rows
-        as old are deleted. A sensor's age counts from its own newest row, at most from now: replayed
-        recordings of twenty years ago stay as long as live ones. Where the database holds more than
-        `max_bytes`, the oldest raw scores but those of the last day are rolled up early, then the oldest minutes go.
+        as old are deleted. A sensor's age counts from the row of it that was written last, at most from now: replayed
+        recordings of twenty years ago stay as long as live ones. A row goes only where it is old by its time and by its id:
+        what was written a moment ago by a clock that stood in 1970 stays. Where the database holds more than
+        `max_bytes`, the oldest raw scores but those of each sensor's last day are rolled up early, then the oldest minutes go.
         """
         with _errors(self.path, "written"):
-            for (sensor,) in self._db.execute("SELECT sensor FROM alarm_state").fetchall():
-                if (newest := self._newest_of(sensor)) is not None:
-                    cutoff = rfc3339(min(now_t, parse_time(newest)) - days * 86400.0)
-                    if n := self._roll_up("sensor = ? AND ts < ? ORDER BY ts", (sensor, cutoff)):
-                        return n
-                    if n := self._delete("shadow_scores", "id", "sensor = ? AND ts < ?", (sensor, cutoff)):
-                        return n
-            # By the sensors' times, too: a clock that is stepped years ahead makes nothing old.
-            last = self._db.execute("SELECT max(ts) FROM scores").fetchone()[0]
-            cutoff = rfc3339((now_t if last is None else min(now_t, parse_time(last))) - days * 86400.0)
-            if n := self._delete("outbox", "id", "sent IS NOT NULL AND sent < ?", (cutoff,)):
+            sensors = [sensor for (sensor,) in self._db.execute("SELECT sensor FROM alarm_state").fetchall()]
+            spoken = {sensor: said for sensor in sensors if (said := self._spoken_of(sensor)) is not None}
+            newest = {sensor: min(now_t, parse_time(said.last)) for sensor, said in spoken.items()}
+            if n := self._roll_up("age", tuple((sensor, t - days * DAY_S) for sensor, t in newest.items())):
+                return n
+            for sensor, t in newest.items():
+                cutoff = _text(t - days * DAY_S)
+                if n := self._delete("shadow_scores", "id", _AGED_SHADOW, (sensor, cutoff, sensor, cutoff, _text(t))):
+                    return n
+            if n := self._forget_sent(now_t, days * DAY_S):
                 return n
             if max_bytes is None or self._used_bytes() <= max_bytes:
                 return 0
-            newest = self._db.execute("SELECT ts FROM scores ORDER BY id DESC LIMIT 1").fetchone()
-            if newest is not None:
-                cutoff = rfc3339(parse_time(newest[0]) - KEPT_S)
-                if n := self._roll_up("ts < ? ORDER BY id", (cutoff,)):
-                    return n
-            return self._delete("scores_minute", "(sensor, minute)", "1 ORDER BY minute", ())
+            # No sensor's day ends after now, where that is known. By its last row alone a clock that was set back makes nothing
+            # old, by its greatest time alone nothing that was written since: it is old by either.
+            now = now_t if now_t >= CLOCK_SET_S else float("inf")
+            limits = tuple(
+                (sensor, min(now, parse_time(ts)) - KEPT_S)
+                for sensor, said in spoken.items()
+                for ts in sorted({said.last, said.greatest})
+            )
+            return self._roll_up("size", limits) or self._delete("scores_minute", "(sensor, minute)", "1 ORDER BY minute", ())
 
     def trim(self) -> int:
         """Delete the oldest scores, a slice of them, minutes before single rows; returns how many."""
@@ -490,28 +533,93 @@ class Store:
         with _errors(self.path, "closed"):
             self._db.close()
 
-    def _newest_of(self, sensor: str) -> str | None:
+    def _spoken_of(self, sensor: str) -> _Spoken | None:
         # The index is in order of time over all sensors: a silent one is not searched through all of it. It has had its
         # rows rolled up while it spoke, and none have grown older since by its own time.
-        if sensor not in self._newest:
-            self._newest[sensor] = self._db.execute(
-                f"SELECT max(ts) FROM scores WHERE id > (SELECT max(id) FROM scores) - {LOOK_BACK_ROWS} AND sensor = ?", (sensor,)
-            ).fetchone()[0]
-        return self._newest[sensor]
+        if sensor not in self._spoken:
+            recent = f"FROM scores WHERE id > (SELECT max(id) FROM scores) - {LOOK_BACK_ROWS} AND sensor = ?"
+            last = self._db.execute(f"SELECT ts {recent} ORDER BY id DESC LIMIT 1", (sensor,)).fetchone()
+            greatest = self._db.execute(f"SELECT max(ts) {recent}", (sensor,)).fetchone()
+            self._spoken[sensor] = None if last is None else _Spoken(last[0], greatest[0])
+        return self._spoken[sensor]
 
-    def _roll_up(self, where: str, values: tuple[str, ...]) -> int:
-        with self._transaction() as db:
-            db.execute("CREATE TEMP TABLE IF NOT EXISTS old(id INTEGER PRIMARY KEY)")
-            db.execute("DELETE FROM old")
-            n = db.execute(
-                f"INSERT INTO old SELECT id FROM scores WHERE {where} LIMIT {PRUNE_SLICE}", values
-            ).rowcount
-            if n:
+    def _bound(self, sensor: str, cutoff: str) -> int | None:
+        """The id below which the sensor's rows were written before its clock came to `cutoff`; None where that is not known.
+
+        Ids tell the order in which rows were written, times do not: a clock is set back, a recording replayed. So the first to
+        be written of those from `cutoff` on bounds what is old, and odd times behind it wait until ids have grown old as well.
+        """
+        (bound,) = self._db.execute(
+            f"SELECT min(id) FROM (SELECT id FROM (SELECT id, sensor FROM scores WHERE ts >= ? ORDER BY ts LIMIT {LOOK_BACK_ROWS})"
+            f" WHERE sensor = ? LIMIT {WITNESSES})",
+            (cutoff, sensor),
+        ).fetchone()
+        if bound is None:  # it was silent for long after that time; where it still is, it waits for its next word
+            (bound,) = self._db.execute(
+                f"SELECT min(id) FROM scores WHERE id > (SELECT max(id) FROM scores) - {LOOK_BACK_ROWS}"
+                " AND sensor = ? AND ts >= ?",
+                (sensor, cutoff),
+            ).fetchone()
+        return None if bound is None else int(bound)
+
+    def _pass(self, name: str, limits: tuple[tuple[str, float], ...]) -> _Pass:
+        """The pass of this name that goes on, or a new one where its limits are not about these."""
+        going = self._passes.get(name)
+        if (
+            going is not None
+            and [sensor for sensor, _ in going.limits] == [sensor for sensor, _ in limits]
+            and all(0.0 <= t - before <= PASS_S for (_, t), (_, before) in zip(limits, going.limits, strict=True))
+        ):
+            return going
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS aged(pass TEXT, sensor TEXT, cutoff TEXT, bound INTEGER)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS temp.aged_sensor ON aged(pass, sensor)")
+        self._db.execute("DELETE FROM aged WHERE pass = ?", (name,))
+        for sensor, t in limits:
+            cutoff = _text(t)
+            self._db.execute("INSERT INTO aged VALUES (?, ?, ?, ?)", (name, sensor, cutoff, self._bound(sensor, cutoff)))
+        self._passes[name] = _Pass(limits)
+        return self._passes[name]
+
+    def _forget_sent(self, now_t: float, kept_s: float) -> int:
+        """Delete a slice of the outbox rows that were acknowledged longer ago than `kept_s`.
+
+        By the times of the sensors and of the newest event, too: a clock that is stepped years ahead makes nothing old. What was
+        sent while the clock stood in 1970 goes with the first row behind it that is old, and no row before one that is young.
+        """
+        known = self._db.execute(
+            "SELECT max(ts) FROM scores UNION ALL SELECT * FROM (SELECT created FROM outbox ORDER BY id DESC LIMIT 1)"
+        ).fetchall()
+        newest = max((parse_time(t) for (t,) in known if t is not None), default=now_t)
+        cutoff, clock_set = _text(min(now_t, newest) - kept_s), rfc3339(CLOCK_SET_S)
+        (young,) = self._db.execute("SELECT ifnull(min(id), 1 << 62) FROM outbox WHERE sent >= ?", (cutoff,)).fetchone()
+        (old,) = self._db.execute(
+            "SELECT max(id) FROM outbox WHERE sent >= ? AND sent < ? AND id < ?", (clock_set, cutoff, young)
+        ).fetchone()
+        return self._delete("outbox", "id", "sent IS NOT NULL AND sent < ? AND id <= ?", (cutoff, old or 0))
+
+    def _roll_up(self, name: str, limits: tuple[tuple[str, float], ...]) -> int:
+        """Roll up a slice of the rows that are old by these limits (see `_Pass`); 0 where none is left."""
+        going = self._pass(name, limits)
+        if going.at is None:
+            return 0
+        old = self._db.execute(
+            "SELECT id, ts FROM scores AS s INDEXED BY scores_ts_sensor"
+            " WHERE ts >= ?2 AND ts < (SELECT max(cutoff) FROM aged WHERE pass = ?1) AND EXISTS"
+            " (SELECT 1 FROM aged WHERE pass = ?1 AND sensor = s.sensor AND s.ts < cutoff AND s.id < bound)"
+            f" ORDER BY ts LIMIT {PRUNE_SLICE}",
+            (name, going.at),
+        ).fetchall()
+        if old:
+            with self._transaction() as db:
+                db.execute("CREATE TEMP TABLE IF NOT EXISTS old(id INTEGER PRIMARY KEY)")
+                db.execute("DELETE FROM old")
+                db.executemany("INSERT INTO old VALUES (?)", [(row_id,) for row_id, _ in old])
                 db.execute(_ROLL_UP)
                 db.execute("DELETE FROM scores WHERE id IN (SELECT id FROM old)")
-        return n
+        self._passes[name] = replace(going, at=old[-1][1] if len(old) == PRUNE_SLICE else None)
+        return len(old)
 
-    def _delete(self, table: str, key: str, where: str, values: tuple[str, ...]) -> int:
+    def _delete(self, table: str, key: str, where: str, values: tuple[str | int, ...]) -> int:
         columns = key.strip("()")
         return self._db.execute(
             f"DELETE FROM {table} WHERE {key} IN (SELECT {columns} FROM {table} WHERE {where} LIMIT {PRUNE_SLICE})",
@@ -606,6 +714,11 @@ class Store:
                 " ON CONFLICT(sensor) DO UPDATE SET ts = excluded.ts, state = excluded.state",
                 (sensor, rfc3339(record.t), record.state),
             )
+
+
+def _text(t: float) -> str:
+    """RFC 3339 of t (s); of the year 1 where t lies before it."""
+    return rfc3339(max(t, _YEAR_1))
 
 
 def _quick_check(db: sqlite3.Connection, path: Path, limit_s: float, monotonic: Callable[[], float]) -> str:

@@ -38,6 +38,8 @@ RESTART = 1024
 FUTURE_S = 366 * 86400.0
 #: 2026-01-01: an earlier receipt clock belongs to a board that has not found its own time yet.
 PLAUSIBLE_S = 1767225600.0
+#: 9999-01-01.
+LAST_T = 253370764800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +183,9 @@ def push(state: WindowerState, spec: WindowSpec, chunk: Chunk, received: float) 
 
 def too_far_ahead(t: float, received: float) -> bool:
     """Whether a message's time is no sensor's clock that is a little off, but one that was never set right; such a message is
-    refused. While the receipt clock itself stands before 2026 nobody can tell."""
-    return t > received + FUTURE_S and received >= PLAUSIBLE_S
+    refused. While the receipt clock itself stands before 2026 nobody can tell, but for a time so late that the end of a window might
+    have no text any more."""
+    return t > LAST_T or (t > received + FUTURE_S and received >= PLAUSIBLE_S)
 
 
 def clock_set(state: WindowerState, by_s: float) -> WindowerState:

@@ -22,7 +22,7 @@ from test_store import record, transition, window
 
 from benchmarks._agent import engine
 from edge_agent import keeper as keeping
-from edge_agent import salvage
+from edge_agent import packing, queries, salvage
 from edge_agent import store as storage
 from edge_agent.alarms import Alarm
 from edge_agent.errors import DamagedStoreError, StoreError
@@ -222,6 +222,35 @@ def test_what_can_be_read_of_a_damaged_file_is_kept(tmp_path: Path, seed: int) -
     if rows(path, "SELECT count(*) FROM pipeline_state") == [(1,)]:
         assert rows(path, "SELECT state FROM pipeline_state") == [(b"state %d" % (n - 1),)]
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_state_that_cannot_be_read_is_not_taken_over(tmp_path: Path) -> None:
+    """Of a damaged file a state goes into the fresh one as it was or not at all, whichever of its bits is wrong; `status` of a
+    database that has one shows the sensor all the same."""
+    path = tmp_path / "agent.db"
+    store = Store.open(path)
+    raised = Alarm("LATCHED", "alarm", "A1", T0)
+    raw = msgspec.msgpack.encode({"version": 1, "state": {"trouble": {"counts": {"stuck": 3}}}})
+    blob = packing.pack(raw)
+    store.write([record(window(0), alarm=raised, state=blob)])
+    store.close()
+    (good,) = queries.status(path, ["s1"])
+    assert good["quality_counts"] == {"stuck": 3}
+    for bit in range(8, 8 * len(blob)):
+        wrong = bytearray(blob)
+        wrong[bit // 8] ^= 1 << bit % 8
+        assert not salvage._sound("pipeline_state", ("s1", rfc3339(T0), bytes(wrong))) or packing.unpack(bytes(wrong)) == raw
+    for wrong in (bytearray([blob[0] ^ 1]) + blob[1:], bytearray(blob[:3]) + bytes(9), bytearray(blob[:-9]), bytearray(b"\xc1")):
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE pipeline_state SET state = ?", (bytes(wrong),))
+        db.close()
+        (shown,) = queries.status(path, ["s1"])
+        assert (shown["state"], shown["active"], shown["alarm_id"]) == ("LATCHED", True, "A1")
+        assert (shown["quality_alarm"], shown["quality_counts"]) == (None, {})
+    for sound in (("s1", rfc3339(T0), blob), ("s1", rfc3339(T0), raw)):
+        assert salvage._sound("pipeline_state", sound)
+    for unsound in (("s1", rfc3339(T0), "text"), ("s1", rfc3339(T0), None), ("s1", rfc3339(T0), blob[:-1])):
+        assert not salvage._sound("pipeline_state", unsound)
 
 
 def test_the_check_at_start_finds_damage_and_keeps_its_time(tmp_path: Path) -> None:

@@ -243,3 +243,34 @@ def test_an_event_beside_the_alarm_carries_its_own_fields(rms) -> None:
     assert (event["type"], event["state"], event["severity"]) == ("notice", "ACKED", None)
     assert (event["notice"]["kind"], event["reasons"], event["regime"]) == ("drift", ["hum"], "1400 rpm")
     assert pipeline.score_fields(marked)["reasons"] == ["hum"]
+
+
+def test_a_value_that_no_sensor_gives_is_not_scored(demo) -> None:
+    """One exponent bit turned in a healthy window under a network: the score is that of the repaired samples alone, finite and no crossing, also
+    where the raw ones would score next to nothing or infinity."""
+    with np.load(DEMO / "golden.npz") as golden:
+        x = (golden["windows"][0] * np.float32(golden["window_scale"])).astype(np.float32)
+    seen: list[float] = []
+    length = x.shape[1] / demo.window.fs_hz
+
+    def scored(samples: np.ndarray) -> pipeline.Measured:
+        """The last of a full history, the others whole."""
+        state, n = pipeline.initial(watched), demo.judge.features.spec.context.width
+        for i in range(n):
+            chunk = Chunk(samples if i == n - 1 else x, t=T0 + i * length, fs_hz=demo.window.fs_hz, seq=i)
+            state, outcome = pipeline.step_chunk(watched, state, chunk, T0 + (i + 1) * length)
+        return outcome.measured[0]
+
+    def model(patches: np.ndarray):
+        seen.append(float(np.abs(patches).max()))
+        return demo.judge.model(patches)
+
+    watched = replace(demo, judge=replace(demo.judge, model=model))
+    whole = scored(x)
+    turned = x.copy()
+    k = int(np.argmin(np.abs(np.abs(turned[0]) - 0.5 * np.abs(turned[0]).max())))
+    turned[0, k] = 1e38
+    broken = scored(turned)
+    assert broken.reasons == ("spikes",)
+    assert broken.ratio == pytest.approx(whole.ratio, rel=0.2)
+    assert len(seen) == 2, "the raw samples are not asked"

@@ -15,6 +15,7 @@ from conftest import Broker, Listener, until
 from test_clock import Clock
 
 from edge_agent.assemble import assemble, load, usable
+from edge_agent.cli import main
 from edge_agent.daemon import Daemon
 
 Listen = Callable[..., Listener]
@@ -185,3 +186,66 @@ def test_commands_of_two_panels_that_count_alike_are_both_carried_out(tmp_path: 
         time.sleep(0.2)
         told = [(json.loads(p)["sensor"], json.loads(p)["type"]) for t, p, _ in ear.all() if t.endswith("/event")]
     assert sorted(told) == [("a", "end"), ("a", "update"), ("b", "update")]
+
+
+def test_status_says_why_a_quiet_row_is_not_well(
+    tmp_path: Path, broker: Broker, listen: Listen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A silent sensor, one whose regime is unknown, one that learns, and an agent that has ended, each in words on the spot."""
+    regime = {"regime": {"topic": "plant/rpm", "edges": [1000]}}
+    path = write_plant(tmp_path, broker.port, {"a": {"silent_after_s": 1}, "b": regime, "c": {}})
+    ear = listen("edge/#")
+
+    def shown() -> tuple[dict[str, str | None], str]:
+        main(["status", "-c", str(path), "--json"])
+        out, err = capsys.readouterr()
+        return {row["sensor"]: row["note"] for row in map(json.loads, out.splitlines())}, err
+
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.listening)
+        ear.publish("edge/t/cmd/commission", {"request_id": 1, "sensor": "c", "windows": 100})
+        for seq in range(20):
+            for sensor in "abc":
+                ear.publish(f"plant/{sensor}", message(seq))
+        ear.wait("edge/t/s/c/score", 20)
+        until(lambda: (shown()[0]["a"] or "").startswith("silent for "), what="the silence")
+        told, err = shown()
+        assert told["b"] is None
+        assert told["c"] == "learning 20 %"
+        assert err == ""
+        assert main(["status", "-c", str(path)]) == 0
+        head, first, *_ = capsys.readouterr().out.splitlines()
+        assert head.split()[-1] == "note"
+        assert "silent for" in first
+        assert main(["reload", "-c", str(path)]) == 0
+        assert "changed: none" in capsys.readouterr().out
+        path.write_text(path.read_text().replace("silent_after_s", "silent_after"))
+        assert main(["reload", "-c", str(path)]) == 78
+        path.write_text(path.read_text().replace("silent_after", "silent_after_s"))
+        capsys.readouterr()
+    told, err = shown()
+    assert told["a"] is None
+    assert "no agent is running" in err
+
+
+def test_a_new_threshold_beside_a_commissioned_limit_is_said_to_wait(
+    tmp_path: Path, broker: Broker, listen: Listen, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reload that changes it warns that the commissioned limit acts on, and how to make the new one count."""
+    path, ear = write_plant(tmp_path, broker.port), listen("edge/#")
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.listening)
+        ear.publish("edge/t/cmd/commission", {"request_id": 1, "sensor": "a", "windows": 50})
+        ear.wait("edge/t/cmd/commission/result")
+        for seq in range(400):
+            ear.publish("plant/a", message(seq, 0.5))
+            if seq % 50 == 49:
+                ear.wait("edge/t/s/a/score", seq + 1)
+                if agent.daemon.worker.sensors["a"].state.commissioning.phase == "armed":
+                    break
+        limit = agent.daemon.worker.sensors["a"].state.commissioning.acting
+        assert limit is not None
+        write_plant(tmp_path, broker.port, {"a": {"threshold": {"value": 0.3}}})
+        reload(agent)
+        assert agent.daemon.worker.sensors["a"].state.commissioning.acting is not None
+    assert caplog.text.count("its commissioned limit acts on") == 1

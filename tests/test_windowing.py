@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import windowing
-from edge_agent.signals import Chunk
+from edge_agent.signals import Chunk, parse_time
 from edge_agent.windowing import WindowSpec
 
 T0 = 1763776990.0
@@ -399,3 +399,14 @@ def test_a_spec_out_of_range_is_refused(wrong):
     """A spec that can cut nothing is an error naming the field and the value."""
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
         replace(SPEC, **wrong)
+
+
+@pytest.mark.parametrize("received", [60.0, 1.8e9])
+def test_the_last_year_of_the_calendar_is_no_time_of_a_sensor(received: float) -> None:
+    """Taken while the board's clock is not set, the end of its window would have no text, and an agent that stored it could not start."""
+    spec = WindowSpec(100.0, 100, 100, 1)
+    chunk = Chunk(np.ones((1, 100), np.float32), t=parse_time("9999-12-31T23:59:59.999Z"))
+    pushed = windowing.push(windowing.initial(), spec, chunk, received)
+    assert pushed.dropped is not None
+    assert pushed.dropped.reason == "undecodable"
+    assert pushed.windows == ()
