@@ -880,6 +880,9 @@ def _without_alternatives(defaults: Any, own: Any) -> Any:
             inner, outer = own.get(section), result.get(section)
             if isinstance(inner, dict) and isinstance(outer, dict) and any(k in inner for k in mine):
                 result[section] = {k: v for k, v in outer.items() if k not in theirs}
+    for key, instead in (("threshold", "false_alarms"), ("false_alarms", "threshold")):
+        if key in own:
+            result.pop(instead, None)
     return result
 
 

@@ -533,6 +533,11 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
         # Its features may be standardised otherwise: neither they nor the votes of its scores are mixed with new ones.
         alarm = replace(state.alarm, ratios=(), raise_since=None, return_since=None)
         return replace(state, history=fresh.history, history_end=None, alarm=alarm, drift=Drift())
+    last, limit = state.last, pipeline.threshold.value
+    if last is not None and last.threshold is not None and state.commissioning.acting is None and last.threshold != limit:
+        # The configuration has another limit now: the votes are what they would have been under it.
+        ratios = tuple(ratio * last.threshold / limit for ratio in state.alarm.ratios)
+        state = replace(state, alarm=replace(state.alarm, ratios=ratios))
     return replace(state, bundle=pipeline.identity.sha256)
 
 

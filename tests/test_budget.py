@@ -221,6 +221,18 @@ def test_budget_and_threshold_exclude_each_other(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("default", "own"), [({"threshold": {"value": 3.0}}, {"false_alarms": "1 per 30 d"}), ({"false_alarms": "1 per 30 d"}, {"threshold": {"value": 3.0}})]
+)
+def test_a_sensor_may_go_the_other_way_than_the_defaults(tmp_path: Path, default: dict[str, object], own: dict[str, object]) -> None:
+    """A threshold for all and a budget for one, or the reverse: what the sensor says takes the place of what the defaults say."""
+    make_indicator_bundle(tmp_path / "rms")
+    config = load(write_plant(tmp_path, 1883, {"a": own, "b": {}}, defaults=default))
+    a, b = (config.sensors[name] for name in "ab")
+    assert (a.false_alarms is None) != (b.false_alarms is None)
+    assert (a.threshold is None) != (b.threshold is None)
+
+
 def test_calibration_times_travel_in_the_bundle(tmp_path: Path) -> None:
     """Starts ten minutes apart are an interval of 600 s; a bundle without times has none."""
     plain = make_indicator_bundle(tmp_path / "plain")

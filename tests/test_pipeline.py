@@ -155,6 +155,29 @@ def test_a_state_of_another_bundle_keeps_what_means_something_there(rms, demo) -
     assert after.history.shape == (0, len(demo.judge.features.names))
 
 
+@pytest.mark.parametrize(("factor", "events"), [(10.0, []), (1.0, ["new"])])
+def test_votes_are_carried_to_another_limit(rms, factor: float, events: list[str]) -> None:
+    """Two crossings of three, then a limit ten times as high: the third loud window raises nothing; under the same limit it does."""
+    quiet = replace(rms, policy=AlarmPolicy(vote=(3, 3)))
+
+    def send(ready, state, n):
+        chunk = Chunk(3.0 * healthy(256, seed=n), t=T0 + 0.256 * n, fs_hz=1000.0, seq=n)
+        return pipeline.step_chunk(ready, state, chunk, T0 + 0.256 * n + 0.3)
+
+    state, n, told = pipeline.initial(quiet), 0, []
+    while len(state.alarm.ratios) < 2:
+        state, outcome = send(quiet, state, n)
+        told += outcome.machine
+        n += 1
+    assert told == []
+    other = replace(quiet, threshold=replace(quiet.threshold, value=factor * quiet.threshold.value), policy=AlarmPolicy(vote=(3, 3)))
+    state = pipeline.load(other, pipeline.dump(state))
+    assert state is not None
+    assert all((ratio >= 1.0) == (factor == 1.0) for ratio in state.alarm.ratios)
+    state, outcome = send(other, state, n)
+    assert [transition.type for transition in outcome.machine] == events
+
+
 def test_a_shorter_hop_keeps_the_baseline(rms) -> None:
     """A state that stands in the middle of a long hop goes on under a shorter one, with all that was learnt, at the next chunk."""
     sparse = replace(rms, window=replace(rms.window, hop_samples=2560))
