@@ -41,8 +41,9 @@ MESSAGE_BYTES = 1 << 16
 ONLINE_S, PATIENCE_S = 10.0, 15.0
 #: Between snapshots, real time is cut to this.
 PAUSE_S = 1.0
-#: Recordings without times are laid this far apart, so that no window crosses from one to the next.
-APART_S = 10.0
+#: Recordings without times are laid so far apart, in times of a window and in seconds: the agent takes them for what they are, several
+#: recordings, and not for a stream in which something is missing (`trouble.PAUSE`).
+APART, APART_S = 10.0, 10.0
 #: After the last message: over once no score has come for so long, and at the latest after so long.
 LAST_QUIET_S, LAST_WAIT_S = 0.5, 3.0
 #: Bytes that one sample takes in a message, at most.
@@ -79,7 +80,7 @@ def replay(
     sender = _Sender(config, sensor, speed, progress)
     before_s = 0.0
     if speed is None and sender.tells_time:
-        before_s = _untimed_s(open_recordings(path, Ask(sensor.fs_hz)))
+        before_s = _untimed_s(open_recordings(path, Ask(sensor.fs_hz)), sender.apart_s)
     sender.open(before_s)
     try:
         for recording in open_recordings(path, Ask(sensor.fs_hz)):
@@ -117,6 +118,7 @@ class _Sender:
         self._lost = False
         self._unscored: deque[float] = deque()  # end of each message sent and not yet known as scored
         self._window_s = _window_s(sensor)
+        self.apart_s = max(APART_S, APART * self._window_s)
         trial = Chunk(np.zeros((sensor.layout.n_channels, 1), np.float32), 1.0, sensor.fs_hz, 0, sensor.id)
         #: Whether this payload format carries times.
         self.tells_time = payloads.decode(payloads.encode(trial, sensor.layout), sensor.layout).t is not None
@@ -179,7 +181,7 @@ class _Sender:
                 f"at {rfc3339(t)}"
             )
         if untimed:
-            self._next_t = t + APART_S
+            self._next_t = t + self.apart_s
 
     def finish(self) -> None:
         """Wait until the broker has taken everything, and for the scores of what the agent still has."""
@@ -348,7 +350,7 @@ class _Sender:
             self._changed.notify_all()
 
 
-def _untimed_s(recordings: Iterator[Recording]) -> float:
+def _untimed_s(recordings: Iterator[Recording], apart_s: float) -> float:
     """Seconds that the recordings without times take, with what lies between them; the files are read once."""
     total = 0.0
     for recording in recordings:
@@ -358,8 +360,8 @@ def _untimed_s(recordings: Iterator[Recording]) -> float:
                 break
             n += chunk.samples.shape[1]
         else:
-            total += n / recording.fs_hz + APART_S
-    return max(0.0, total - APART_S)
+            total += n / recording.fs_hz + apart_s
+    return max(0.0, total - apart_s)
 
 
 def _window_s(sensor: SensorConfig) -> float:

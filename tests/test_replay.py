@@ -112,6 +112,20 @@ def test_recordings_without_times_end_now_at_full_speed(tmp_path: Path, broker: 
         assert agent.rows("SELECT min(start) FROM scores")[0][0] == result["from"]
 
 
+def test_clips_one_after_another_are_no_stream_with_gaps(tmp_path: Path, broker: Broker) -> None:
+    """Twelve clips of five windows each: every window is scored, and nothing is said of the sensor's data."""
+    (tmp_path / "clips").mkdir()
+    for i in range(12):
+        np.save(tmp_path / "clips" / f"{i:02}.npy", healthy(5 * 256, seed=i)[0])
+    path = write_plant(tmp_path, broker.port, {"a": {"max_payload_bytes": 1024 + 4 * 256}})
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.listening)
+        assert replay(load(path), "a", tmp_path / "clips")["scores"] == 60
+        until(lambda: len(agent.rows("SELECT 1 FROM scores")) == 60)
+        assert agent.daemon.worker.sensors["a"].state.trouble.counts == {}
+    assert agent.rows("SELECT count(*) FROM events") == [(0,)]
+
+
 def test_full_speed_does_not_overflow_a_slow_agent(tmp_path: Path, broker: Broker) -> None:
     """Six hundred small messages at full speed, more than twice the queue, into an agent that takes its
     time: none is dropped."""
