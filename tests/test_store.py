@@ -468,6 +468,18 @@ def test_one_alarm_is_exported_with_its_events_and_scores(path: Path) -> None:
         queries.alarm(path, "A9")
 
 
+def test_the_scores_of_an_alarm_are_its_sensors_though_a_person_ended_it(path: Path) -> None:
+    """Of a sensor whose clock is an hour ahead, reset by the agent's clock, the export has the windows from the first to the last
+    event that its sensor's time tells."""
+    store = Store.open(path)
+    store.write([record(*(window(i) for i in range(6)), events=(transition(1), transition(4, "update", "LATCHED")))])
+    store.write([record(events=(Transition("end", "E9", "A1", T0 - 3600, "NORM", "warning", T0),))])
+    store.close()
+    whole = queries.alarm(path, "A1")
+    assert whole["state"] == "NORM"
+    assert [s["seq"] for s in whole["scores"]] == [0, 1, 2, 3]
+
+
 def test_reading_what_is_no_database_says_so(tmp_path: Path) -> None:
     """A missing file, random bytes and a foreign database give a StoreError with the path."""
     noise = tmp_path / "noise.db"
