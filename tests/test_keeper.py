@@ -1,0 +1,123 @@
+"""The store thread by itself, with a broker that is told what to do and a disk that fails where it is told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import rows, write_plant
+from test_store import T0, transition, window
+
+from edge_agent import pipeline, salvage
+from edge_agent.assemble import assemble
+from edge_agent.config import StorageConfig, load
+from edge_agent.errors import FullStoreError, StoreError
+from edge_agent.keeper import Keeper
+from edge_agent.pipeline import PipelineState
+from edge_agent.store import EventRow, Store
+
+
+class Wire:
+    """In place of the transport: keeps what is published, and acknowledges nothing by itself."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.said: list[tuple[str, dict[str, Any]]] = []
+
+    def publish(self, topic: str, payload: bytes, qos: int = 0, retain: bool = False) -> int | None:
+        """Taken whenever there is a link."""
+        if not self.connected:
+            return None
+        self.said.append((topic, json.loads(payload)))
+        return len(self.said)
+
+    def on(self, topic: str) -> list[dict[str, Any]]:
+        """What was published there."""
+        return [payload for name, payload in list(self.said) if name == topic]
+
+
+class Clock:
+    """A clock that stands until it is set."""
+
+    def __init__(self, t: float) -> None:
+        self.t = t
+
+    def __call__(self) -> float:
+        """In s."""
+        return self.t
+
+
+class Plant:
+    """A keeper of one sensor `a`."""
+
+    def __init__(self, folder: Path) -> None:
+        (found,) = assemble(load(write_plant(folder, 1))).values()
+        self.state: PipelineState = pipeline.initial(found)
+        self.path, self.wire, self.clock, self.monotonic = folder / "agent.db", Wire(), Clock(T0), Clock(1000.0)
+        self.keeper = Keeper(
+            salvage.begin(self.path, "edge/t", T0), self.path, "edge/t", self.wire, {"a": self.state},  # type: ignore[arg-type]
+            self.clock, self.monotonic, StorageConfig(),
+        )  # fmt: skip
+
+    def put(self, n: int, *, event: bool = False) -> None:
+        """Window number n, and an event of it."""
+        text = json.dumps({"event_id": f"E{n}", "late": False}, separators=(",", ":"))
+        events = (EventRow(transition(n), "event", text),) if event else ()
+        self.keeper.put("a", self.state, self.clock(), measured=(window(n),), events=events)
+
+    def ask(self, which: dict[str, Any], answer: str) -> None:
+        """A request whose answer goes to this topic."""
+        self.keeper.resend(which, lambda ok, text: (answer, json.dumps({"ok": ok, "text": text}).encode()))
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Iterator[Plant]:
+    """A keeper that is stopped at the end."""
+    made = Plant(tmp_path)
+    yield made
+    if made.keeper.alive():
+        made.keeper.stop({})
+
+
+def failing(times: int, error: StoreError, real: Callable[..., Any]) -> Callable[..., Any]:
+    """`real`, but for so many times, when it raises."""
+    left = [error] * times
+
+    def call(*args: Any, **keys: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*args, **keys)
+
+    return call
+
+
+@pytest.mark.parametrize("trimmed", [0, 500])
+def test_the_last_commit_is_tried_again_once_there_is_room(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, trimmed: int
+) -> None:
+    """A disk that turns out full at the stop costs nothing where giving up the reserve or old scores makes room."""
+    full = FullStoreError("agent.db: cannot be written (database or disk is full)")
+    plant.keeper.start()
+    monkeypatch.setattr(Store, "make_room", lambda _self: trimmed)
+    monkeypatch.setattr(Store, "write", failing(1, full, Store.write))
+    plant.put(0)
+    plant.keeper.stop({"a": plant.state})
+    assert not plant.keeper.alive()
+    assert rows(plant.path, "SELECT seq FROM scores") == [(0,)]
+
+
+def test_a_disk_that_stays_full_does_not_hold_up_the_stop(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However much is deleted to no avail, the stop ends and says what is lost."""
+    full = FullStoreError("agent.db: cannot be written (database or disk is full)")
+    plant.keeper.start()
+    monkeypatch.setattr(Store, "make_room", lambda _self: 500)
+    monkeypatch.setattr(Store, "write", failing(10**4, full, Store.write))
+    plant.put(0)
+    plant.keeper.stop({"a": plant.state})
+    assert not plant.keeper.alive()
+    assert "1 scores and 0 events could not be put on record" in caplog.text
