@@ -535,8 +535,8 @@ class Keeper:
             elif isinstance(error, FullStoreError) and self._store is not None:
                 self._full = True
                 if self._trims < TRIMS:
-                    n = self._store.make_room()
                     self._trims += 1
+                    n = self._store.make_room()
                     self._trimmed += n
                     # The first time the reserve has made room, whether or not there were scores to delete.
                     self._retry_at = now if n or self._trims == 1 else self._retry_at

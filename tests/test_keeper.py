@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import rows, write_plant
+from conftest import until
 from test_store import T0, transition, window
 
+from edge_agent import keeper as keeping
 from edge_agent import pipeline, salvage
 from edge_agent.assemble import assemble
 from edge_agent.config import StorageConfig, load
@@ -21,10 +27,11 @@ from edge_agent.store import EventRow, Store
 
 
 class Wire:
-    """In place of the transport: keeps what is published, and acknowledges nothing by itself."""
+    """In place of the transport: keeps what is published, and acknowledges it at once."""
 
     def __init__(self) -> None:
         self.connected = True
+        self.acknowledge: Callable[[Any, bool], None]
         self.said: list[tuple[str, dict[str, Any]]] = []
 
     def publish(self, topic: str, payload: bytes, qos: int = 0, retain: bool = False) -> int | None:
@@ -32,6 +39,8 @@ class Wire:
         if not self.connected:
             return None
         self.said.append((topic, json.loads(payload)))
+        # As a broker does, after the publish has returned.
+        threading.Timer(0.01, self.acknowledge, (len(self.said), True)).start()
         return len(self.said)
 
     def on(self, topic: str) -> list[dict[str, Any]]:
@@ -40,14 +49,14 @@ class Wire:
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that goes, and can be set."""
 
     def __init__(self, t: float) -> None:
-        self.t = t
+        self.ahead = t - time.monotonic()
 
     def __call__(self) -> float:
         """In s."""
-        return self.t
+        return self.ahead + time.monotonic()
 
 
 class Plant:
@@ -61,6 +70,7 @@ class Plant:
             salvage.begin(self.path, "edge/t", T0), self.path, "edge/t", self.wire, {"a": self.state},  # type: ignore[arg-type]
             self.clock, self.monotonic, StorageConfig(),
         )  # fmt: skip
+        self.wire.acknowledge = self.keeper.acknowledged
 
     def put(self, n: int, *, event: bool = False) -> None:
         """Window number n, and an event of it."""
@@ -121,3 +131,52 @@ def test_a_disk_that_stays_full_does_not_hold_up_the_stop(
     plant.keeper.stop({"a": plant.state})
     assert not plant.keeper.alive()
     assert "1 scores and 0 events could not be put on record" in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EPERM])
+def test_a_reserve_that_cannot_be_given_up_is_trouble_like_any_other(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On a full disk whose reserve cannot be deleted the store thread goes on trying, and writes once there is room."""
+    monkeypatch.setattr(keeping, "RETRY_S", 0.05)
+    real, unlink, tried = Store.write, Path.unlink, []
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self.name.endswith(".reserve"):
+            tried.append(self)
+            raise OSError(code, os.strerror(code))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    full = FullStoreError("agent.db: cannot be written (database or disk is full)")
+    monkeypatch.setattr(Store, "write", failing(10**4, full, real))
+    plant.keeper.start()
+    plant.put(0, event=True)
+    until(lambda: len(tried) > 2, what="another attempt")
+    assert plant.keeper.stats.trouble is not None
+    monkeypatch.setattr(Store, "write", real)
+    until(lambda: rows(plant.path, "SELECT seq FROM scores") == [(0,)], what="the row")
+    assert plant.keeper.alive()
+
+
+def test_a_folder_that_is_gone_is_told_and_the_store_thread_lives(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk of the database is taken away, looking for its free room is a trouble, not an end."""
+    monkeypatch.setattr(keeping, "RETRY_S", 0.05)
+    monkeypatch.setattr(keeping, "ROOM_EVERY_S", 0.0)
+    real = os.statvfs
+
+    def gone(_path: object) -> os.statvfs_result:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    plant.keeper.start()
+    plant.put(0, event=True)
+    until(lambda: plant.wire.on("event"), what="the event")
+    monkeypatch.setattr(os, "statvfs", gone)
+    plant.put(1, event=True)
+    until(lambda: "its folder cannot be looked at" in (plant.keeper.stats.trouble or ""), what="the trouble")
+    monkeypatch.setattr(os, "statvfs", real)
+    plant.put(2, event=True)
+    until(lambda: rows(plant.path, "SELECT count(*) FROM events") == [(3,)], what="the record")
+    assert plant.keeper.alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -287,6 +288,26 @@ def test_a_full_disk_is_told_and_survived(path: Path) -> None:
     store.write([record(window(1))])
     store.close()
     assert rows(path, "SELECT count(*) FROM scores") == [(2,)]
+
+
+def test_a_reserve_that_cannot_be_deleted_is_told_where_nothing_else_makes_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are deleted all the same; where there are none left the error names the reserve and what the system said."""
+    store = Store.open(path)
+    store.write([record(window(0))])
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self == store.reserve_path:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert store.make_room() == 1
+    with pytest.raises(StoreError, match=r"edge\.db\.reserve: cannot be deleted to make room \(Operation not permitted\)"):
+        store.make_room()
+    store.close()
 
 
 def test_migrations_run_in_order_and_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
