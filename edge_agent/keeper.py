@@ -486,10 +486,10 @@ class Keeper:
         return _late(row.payload) if late else row.payload.encode()
 
     def _answer_requests(self, store: Store) -> None:
-        with self._lock:
-            requests = list(self._requests)
-            self._requests.clear()
-        for carry_out, answer in requests:
+        for _ in range(len(self._requests)):
+            with self._lock:
+                carry_out, answer = self._requests.popleft()
+            # Where one fails those behind it wait for the next attempt.
             try:
                 said = carry_out(store)
             except StoreError as error:

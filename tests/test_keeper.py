@@ -180,3 +180,18 @@ def test_a_folder_that_is_gone_is_told_and_the_store_thread_lives(
     plant.put(2, event=True)
     until(lambda: rows(plant.path, "SELECT count(*) FROM events") == [(3,)], what="the record")
     assert plant.keeper.alive()
+
+
+def test_every_request_is_answered_though_one_fails(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three that came together the one on which the disk fails is told so, and those behind it are carried out thereafter."""
+    monkeypatch.setattr(keeping, "RETRY_S", 0.05)
+    monkeypatch.setattr(Store, "requeue", failing(1, StoreError("agent.db: cannot be written (disk I/O error)"), Store.requeue))
+    for n in range(3):
+        plant.ask({"event_id": "E0"}, f"answer/{n}")
+    plant.keeper.start()
+    until(lambda: plant.wire.on("answer/2"), 10.0, "the last answer")
+    assert [plant.wire.on(f"answer/{n}") for n in range(3)] == [
+        [{"ok": False, "text": "agent.db: cannot be written (disk I/O error)"}],
+        [{"ok": True, "text": "0 events to be sent again"}],
+        [{"ok": True, "text": "0 events to be sent again"}],
+    ]
