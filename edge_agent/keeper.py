@@ -294,7 +294,10 @@ class Keeper:
                 if self._silent:
                     self._answered(self._monotonic() - now)
             waiting = self._in_flight or (self._outbox_open and self._transport.connected)
-            if stopping and (not waiting or now >= self._deadline or self._failing):
+            # What can be tried again at once, since room was made or a new database begun, is.
+            given_up = self._failing and self._retry_at > now
+            again = self._failing and bool(self._pending)
+            if stopping and (given_up or now >= self._deadline or not (waiting or again)):
                 self._close()
                 return
 
@@ -483,10 +486,10 @@ class Keeper:
         return _late(row.payload) if late else row.payload.encode()
 
     def _answer_requests(self, store: Store) -> None:
-        with self._lock:
-            requests = list(self._requests)
-            self._requests.clear()
-        for carry_out, answer in requests:
+        for _ in range(len(self._requests)):
+            with self._lock:
+                carry_out, answer = self._requests.popleft()
+            # Where one fails those behind it wait for the next attempt.
             try:
                 said = carry_out(store)
             except StoreError as error:
@@ -532,10 +535,11 @@ class Keeper:
             elif isinstance(error, FullStoreError) and self._store is not None:
                 self._full = True
                 if self._trims < TRIMS:
-                    n = self._store.make_room()
                     self._trims += 1
+                    n = self._store.make_room()
                     self._trimmed += n
-                    self._retry_at = now if n else self._retry_at
+                    # The first time the reserve has made room, whether or not there were scores to delete.
+                    self._retry_at = now if n or self._trims == 1 else self._retry_at
             elif isinstance(error, UnwritableStoreError) and self._store is not None:
                 # Opened again it is looked at again: the disk may come back otherwise than it went.
                 store, self._store = self._store, None

@@ -302,7 +302,8 @@ def alarm(path: Path, alarm_id: str) -> dict[str, Any]:
         sensor, last = events[0]["sensor"], _last(db, alarm_id)
         payload = msgspec.json.decode(events[-1]["payload"])
         going_on = last["type"] in ("new", "update") or payload.get("quality_alarm", {}).get("active", False)
-        end = "~" if going_on else last["ts"]
+        # A person's command has the receipt clock's time, which may lie before the sensor's.
+        end = "~" if going_on else max(event["ts"] for event in events)
         scores = list(
             db.query(
                 f"{_SCORES} WHERE sensor = ? AND ts >= ? AND ts <= ? ORDER BY ts, id",

@@ -15,7 +15,7 @@ import json
 import logging
 import mmap
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,12 @@ _COLUMNS = {
     "verdicts": ("id", "alarm_id", "sensor", "verdict", '"by"', "why", "ts"),
 }  # fmt: skip
 
+#: Beside the tables: events that no readable row holds.
+_CARVED = "carved"
+
 _Row = tuple[Any, ...]
+#: Place in the order that is known, before (-1) or behind (1) it, beginning and identity of the alarm, place in it, time.
+_Key = tuple[int, int, str, str, int, str]
 
 #: What every event's text begins with, and the most that one has.
 _BEGINNING, MAX_EVENT_BYTES = b'{"schema":1,"type":"', 16384
@@ -180,7 +185,10 @@ def _copied(old: Store, fresh: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, tuple[list[_Row], bool]]:
-    """Table -> the rows that can still be read, and whether those are all."""
+    """Table -> the rows that can still be read, in the order they were written, and whether those are all.
+
+    Those of `_CARVED` are in no order.
+    """
     if not path.is_file():
         return {}
     found: dict[str, tuple[list[_Row], bool]] = dict.fromkeys(_COLUMNS, ([], False))
@@ -192,7 +200,7 @@ def _read(path: Path) -> dict[str, tuple[list[_Row], bool]]:
     if not (found["events"][1] and found["outbox"][1]):
         known = {row[0] for row in found["events"][0]}
         carved = [row for file in _beside(path)[:2] for row in _carve(file) if row[0] not in known]
-        found["events"] = [*found["events"][0], *{row[0]: row for row in carved}.values()], False
+        found[_CARVED] = [*{row[0]: row for row in carved}.values()], False
     return found
 
 
@@ -236,13 +244,11 @@ def _rows(db: sqlite3.Connection, table: str, columns: Sequence[str]) -> tuple[l
 
 def _adopt(store: Store, found: dict[str, tuple[list[_Row], bool]], base: str) -> None:
     sound = {table: [row for row in rows if _sound(table, row)] for table, (rows, _) in found.items()}
-    events, outbox = sound.get("events", []), sound.get("outbox", [])
-    known, queued = {row[0] for row in events}, {row[0] for row in outbox}
+    outbox, carved = sound.get("outbox", []), sound.pop(_CARVED, [])
+    queued = {row[0] for row in outbox}
     # Whatever one of the two tables has lost is in the other.
-    for event_id, _, payload, *_ in outbox:
-        if event_id not in known:
-            events.append(_event_row(payload))
-    events.sort(key=lambda row: row[6])
+    sent = [row for row in (_event_row(row[2]) for row in outbox) if _sound("events", row)]
+    events = _in_order(sound.get("events", []), sent, carved)
     for table, rows in {**sound, "events": events}.items():
         store.adopt(table, _COLUMNS[table], rows)
     if "outbox" in found and not found["outbox"][1]:
@@ -254,6 +260,76 @@ def _adopt(store: Store, found: dict[str, tuple[list[_Row], bool]], base: str) -
                 if row[0] not in queued
             ]
         )
+
+
+def _in_order(events: Sequence[_Row], sent: Sequence[_Row], carved: Sequence[_Row]) -> list[_Row]:
+    """All events, each once, as they came one after another; all arguments are rows of `events`.
+
+    events, sent : of the tables `events` and `outbox`, each in the order it was written
+    carved       : in no order; each is put where its alarm stands
+    Times tell no order: a person's command has the receipt clock's, a window its sensor's, and one of them may be hours off.
+    """
+    known, apart = _merged(events, sent)
+    there = {row[0] for row in known}
+    loose = {row[0]: row for row in (*carved, *apart) if row[0] not in there}
+    if not loose:
+        return known
+    keys: dict[str, _Key] = {row[0]: (n, 0, "", "", 0, "") for n, row in enumerate(known)}
+    own, lost = _by(1, known), _by(1, loose.values())
+    beginnings = _by(2, (row for row in known if row[3] not in ("update", "end")))
+    for alarm_id, group in lost.items():
+        begun = min((_rank(row), row[6]) for row in group)[1]
+        if alarm_id in own:
+            places: list[tuple[_Row | None, int]] = [_place(row, own[alarm_id]) for row in group]
+        else:
+            later = next((row for row in beginnings.get(group[0][2], ()) if row[6] > begun), None)
+            places = [(later, -1)] * len(group)
+        for row, (at, side) in zip(group, places, strict=True):
+            n = len(known) if at is None else keys[at[0]][0]
+            keys[row[0]] = n, side, begun, str(alarm_id), _rank(row), row[6]
+    return sorted((*known, *loose.values()), key=lambda row: keys[row[0]])
+
+
+def _merged(events: Sequence[_Row], sent: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
+    """The events, with those that only `sent` has behind the one that they follow there; and those without any place, which are
+    all of them where the two have no event in common."""
+    there = {row[0] for row in events}
+    missing: dict[str | None, list[_Row]] = {}
+    anchors = [row[0] for row in sent if row[0] in there]
+    anchor, seen = None, set(there)
+    for row in sent:
+        anchor = row[0] if row[0] in there else anchor
+        if row[0] not in seen:  # sent again it stands in the outbox twice
+            missing.setdefault(anchor, []).append(row)
+            seen.add(row[0])
+    first = missing.pop(None, [])
+    if not events:
+        return first, []
+    out: list[_Row] = []
+    for row in events:
+        out += first if anchors and row[0] == anchors[0] else []
+        out += [row, *missing.get(row[0], [])]
+    return out, [] if anchors else first
+
+
+def _place(row: _Row, own: Sequence[_Row]) -> tuple[_Row | None, int]:
+    """Where a lost event of an alarm belongs among those it has (`own`, in order): one of them, and -1 for before it, 1 for behind."""
+    if row[3] == "new":
+        return own[0], -1
+    later = next((other for other in own if other[3] == "end" or (other[3] != "new" and other[6] > row[6])), None)
+    return (own[-1], 1) if later is None or row[3] == "end" else (later, -1)
+
+
+def _rank(row: _Row) -> int:
+    """An alarm begins with its `new` and ends with its `end`, whatever their times say."""
+    return {"new": 0, "end": 2}.get(row[3], 1)
+
+
+def _by(column: int, rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row[column], []).append(row)
+    return groups
 
 
 def _event_row(payload: str) -> _Row:
@@ -271,7 +347,7 @@ def _sound(table: str, row: _Row) -> bool:
             return row[3] in ("true", "false") and all(isinstance(row[i], str) for i in (1, 2, 6))
         if table == "alarm_state":
             return isinstance(row[0], str) and isinstance(row[2], str)
-        text, t = (row[7], row[6]) if table == "events" else (row[2], row[5])
+        text, t = (row[7], row[6]) if table in ("events", _CARVED) else (row[2], row[5])
         parse_time(t)
         return bool(msgspec.json.decode(text)["event_id"] == row[0])
     except (msgspec.DecodeError, TypeError, KeyError, ValueError):

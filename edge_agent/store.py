@@ -470,11 +470,23 @@ class Store:
             )
 
     def make_room(self) -> int:
-        """On a full disk: give up the reserve, fold the journal back into the file, `trim`. Rows deleted."""
-        self.reserve_path.unlink(missing_ok=True)
+        """On a full disk: give up the reserve, fold the journal back into the file, `trim`. Rows deleted.
+
+        Raises StoreError where the reserve cannot be given up and nothing else was found.
+        """
+        kept: OSError | None = None
+        try:
+            self.reserve_path.unlink(missing_ok=True)
+        except OSError as error:
+            kept = error
         with suppress(sqlite3.Error):  # where even that finds no room, the deletion tells
             self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-        return self.trim()
+        n = self.trim()
+        if kept is not None and not n:
+            raise UnwritableStoreError(
+                f"{self.reserve_path}: cannot be deleted to make room ({kept.strerror}): free some space, and check the disk"
+            ) from kept
+        return n
 
     @property
     def reserve_path(self) -> Path:
@@ -500,7 +512,12 @@ class Store:
         """Bytes that the database may still grow by: on the disk, and up to `max_bytes`."""
         with _errors(self.path, "read"):
             used = self._used_bytes()
-        free = os.statvfs(self.path.parent)
+        try:
+            free = os.statvfs(self.path.parent)
+        except OSError as error:
+            raise UnwritableStoreError(
+                f"{self.path}: its folder cannot be looked at ({error.strerror}): check the disk and what is mounted there"
+            ) from error
         return max(0.0, min(float(free.f_bavail * free.f_frsize), max_bytes - used))
 
     def gone(self) -> bool:

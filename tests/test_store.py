@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -289,6 +290,26 @@ def test_a_full_disk_is_told_and_survived(path: Path) -> None:
     assert rows(path, "SELECT count(*) FROM scores") == [(2,)]
 
 
+def test_a_reserve_that_cannot_be_deleted_is_told_where_nothing_else_makes_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are deleted all the same; where there are none left the error names the reserve and what the system said."""
+    store = Store.open(path)
+    store.write([record(window(0))])
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self == store.reserve_path:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert store.make_room() == 1
+    with pytest.raises(StoreError, match=r"edge\.db\.reserve: cannot be deleted to make room \(Operation not permitted\)"):
+        store.make_room()
+    store.close()
+
+
 def test_migrations_run_in_order_and_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database of an older version gets the missing steps and keeps its rows; a failing step changes nothing."""
     store = Store.open(path)
@@ -466,6 +487,18 @@ def test_one_alarm_is_exported_with_its_events_and_scores(path: Path) -> None:
     assert [s["seq"] for s in whole["scores"]] == [0, 1, 2]
     with pytest.raises(StoreError, match="no alarm 'A9'"):
         queries.alarm(path, "A9")
+
+
+def test_the_scores_of_an_alarm_are_its_sensors_though_a_person_ended_it(path: Path) -> None:
+    """Of a sensor whose clock is an hour ahead, reset by the agent's clock, the export has the windows from the first to the last
+    event that its sensor's time tells."""
+    store = Store.open(path)
+    store.write([record(*(window(i) for i in range(6)), events=(transition(1), transition(4, "update", "LATCHED")))])
+    store.write([record(events=(Transition("end", "E9", "A1", T0 - 3600, "NORM", "warning", T0),))])
+    store.close()
+    whole = queries.alarm(path, "A1")
+    assert whole["state"] == "NORM"
+    assert [s["seq"] for s in whole["scores"]] == [0, 1, 2, 3]
 
 
 def test_reading_what_is_no_database_says_so(tmp_path: Path) -> None:
