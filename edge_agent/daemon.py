@@ -353,7 +353,7 @@ class Daemon:
         """Sensors that do not run yet, as they stand on record: one whose bundle was mended, or that was there some time ago."""
         names = [name for name in pipelines if name not in self.worker.sensors]
         # A connection of its own: the store thread's is not ours.
-        database = salvage.peek(self.config.database) if names else None
+        database = salvage.peek(self.config.database, live=True) if names else None
         t, now = self._clock(), self._monotonic()
         try:
             return {name: recall(database, config.sensors[name], pipelines[name], t, now) for name in names}

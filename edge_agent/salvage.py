@@ -83,12 +83,13 @@ def begin(path: Path, base: str, t: float) -> Begun:
         return Begun(None, str(error))
 
 
-def peek(path: Path) -> Store | None:
-    """A store that only reads, of a database on a disk that cannot be written; None where that fails too."""
+def peek(path: Path, live: bool = False) -> Store | None:
+    """A store that only reads, of a database on a disk that cannot be written, or beside who writes it (`live`); None where that
+    fails too."""
     # Without a journal the file is whole by itself, and a disk that may only be read takes no lock files.
     journal = path.with_name(path.name + "-wal")
     whole = not journal.exists() or journal.stat().st_size == 0
-    for options in ("mode=ro&immutable=1",) if whole else ("mode=ro", "mode=ro&immutable=1"):
+    for options in ("mode=ro",) if live else ("mode=ro&immutable=1",) if whole else ("mode=ro", "mode=ro&immutable=1"):
         db = None
         try:
             db = sqlite3.connect(
