@@ -126,7 +126,7 @@ class Keeper:
         self._held: dict[str, float] = {}  # topics that wait until then
         self._one_each = one_each
         self._outbox_open = True
-        self._fresh: set[str] = set()  # events of this run that may still go out on time
+        self._fresh: dict[str, float] = {}  # events of this run that have not gone out, and since when (monotonic)
         self._remembered: OrderedDict[str, OutboxRow] = OrderedDict()  # unacknowledged, as far as memory holds
         self._unstored: set[str] = set()  # went out before they were on record
         self._deadline = 0.0
@@ -182,6 +182,9 @@ class Keeper:
             pending.t = t
             if events and pending.event_t is None:
                 pending.event_t = t
+            if len(self._fresh) > 1000:  # nobody listens: these are late by now
+                self._fresh.clear()
+            self._fresh.update((event.transition.event_id, self._monotonic()) for event in events)
             self._states[sensor] = state
             self._shed_over_limit()
             if events or answers:
@@ -372,9 +375,6 @@ class Keeper:
             self._rate.add(len(pending.measured), sum(len(event.payload) for event in pending.events), len(pending.events))
             if pending.events:
                 self._outbox_open = True
-                if len(self._fresh) > 1000:  # nobody listens: these are late by now
-                    self._fresh.clear()
-                self._fresh.update(event.transition.event_id for event in pending.events)
                 self._remember(_outbox_rows(pending))
             for topic, payload in pending.answers:
                 self._transport.publish(topic, payload, qos=1)
@@ -480,10 +480,17 @@ class Keeper:
             self._in_flight[token] = row
 
     def _payload(self, row: OutboxRow) -> bytes:
-        first = row.event_id in self._fresh
-        self._fresh.discard(row.event_id)
-        late = not first or row.event_id in self._unstored or self._clock() - row.created > LATE_S
+        late = self._waited(row) > LATE_S or row.event_id in self._unstored
+        self._fresh.pop(row.event_id, None)
         return _late(row.payload) if late else row.payload.encode()
+
+    def _waited(self, row: OutboxRow) -> float:
+        """Seconds since the event was made; infinite where it has gone out before, or is of an earlier run.
+
+        By the monotonic clock: the other one may be set back meanwhile.
+        """
+        made = self._fresh.get(row.event_id)
+        return float("inf") if made is None else self._monotonic() - made
 
     def _answer_requests(self, store: Store) -> None:
         for _ in range(len(self._requests)):
@@ -595,7 +602,7 @@ class Keeper:
         for row, announce in waiting:
             if row.event_id in self._unstored:
                 continue
-            late = self._clock() - row.created > 2 * UNSTORED_S
+            late = self._waited(row) > 2 * UNSTORED_S
             payload = _late(row.payload) if late else row.payload.encode()
             if self._transport.publish(row.topic, payload, qos=1) is None:
                 return

@@ -195,3 +195,24 @@ def test_every_request_is_answered_though_one_fails(plant: Plant, monkeypatch: p
         [{"ok": True, "text": "0 events to be sent again"}],
         [{"ok": True, "text": "0 events to be sent again"}],
     ]
+
+
+@pytest.mark.parametrize("by_s", [-3600.0, 0.0, 3600.0])
+@pytest.mark.parametrize("outage_s", [1.0, 60.0])
+def test_an_event_is_late_by_how_long_it_waited(plant: Plant, by_s: float, outage_s: float) -> None:
+    """What waited a minute for the broker says so, what went out at once does not, however the clock was set meanwhile; sent again
+    it says so always."""
+    plant.wire.connected = False
+    plant.keeper.start()
+    plant.put(0, event=True)
+    until(lambda: plant.path.exists() and rows(plant.path, "SELECT count(*) FROM events") == [(1,)], what="the record")
+    plant.monotonic.ahead += outage_s
+    plant.clock.ahead += outage_s + by_s
+    plant.wire.connected = True
+    plant.keeper.connected()
+    until(lambda: plant.wire.on("event"), what="the event")
+    assert plant.wire.on("event") == [{"event_id": "E0", "late": outage_s > keeping.LATE_S}]
+    until(lambda: rows(plant.path, "SELECT count(*) FROM outbox WHERE sent IS NULL") == [(0,)], what="its acknowledgement")
+    plant.ask({"event_id": "E0"}, "answer")
+    until(lambda: len(plant.wire.on("event")) == 2, what="the repeat")
+    assert plant.wire.on("event")[1]["late"] is True
