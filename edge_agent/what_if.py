@@ -306,7 +306,10 @@ def _last_row(db: Database, sensor: str, event: Mapping[str, Any]) -> int:
 def _other_bundle(db: Database, sensor: str, settings: Pipeline) -> str | None:
     row = db.conn.execute("SELECT state FROM pipeline_state WHERE sensor = ?", (sensor,)).fetchone()
     own = settings.identity
-    scored = "" if row is None else msgspec.msgpack.decode(packing.unpack(bytes(row[0])))["state"].get("bundle", "")
+    try:
+        scored = "" if row is None else msgspec.msgpack.decode(packing.unpack(bytes(row[0])))["state"].get("bundle", "")
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        scored = ""  # a damaged state tells nothing; the rows are what they are
     if scored in ("", own.sha256):
         return None
     return (
