@@ -43,7 +43,7 @@ ONLINE_S, PATIENCE_S = 10.0, 15.0
 PAUSE_S = 1.0
 #: Recordings without times are laid so far apart, in times of a window and in seconds: the agent takes them for what they are, several
 #: recordings, and not for a stream in which something is missing (`trouble.PAUSE`).
-APART, APART_S = 10.0, 10.0
+APART, APART_S = 11.0, 11.0
 #: After the last message: over once no score has come for so long, and at the latest after so long.
 LAST_QUIET_S, LAST_WAIT_S = 0.5, 3.0
 #: Bytes that one sample takes in a message, at most.
@@ -100,6 +100,8 @@ class _Sender:
         self._sensor, self._speed, self._progress = sensor, speed, progress
         base = config.mqtt.base
         self._score_topic, self._status_topic = f"{base}/s/{sensor.id}/score", f"{base}/status"
+        self._state_topic = f"{base}/s/{sensor.id}/state"
+        self._known_t: float | None = None  # end of the last window that the agent has of this sensor
         self._online = False
         self._changed = threading.Condition()
         self._unacknowledged: set[Token] = set()
@@ -142,7 +144,7 @@ class _Sender:
             )
 
     def _connect(self) -> None:
-        self._transport.subscribe([self._score_topic, self._status_topic])
+        self._transport.subscribe([self._score_topic, self._status_topic, self._state_topic])
         self._transport.start()
         self._transport.wait_connected(15.0)
         if self._paced != "scores":
@@ -232,6 +234,12 @@ class _Sender:
         self._wait(lambda: len(self._unacknowledged) < MAX_IN_FLIGHT, 30.0, "the broker does not acknowledge")
         with self._changed:
             self._from_t, self._to_t = min(self._from_t, chunk.t), max(self._to_t, chunk.t + duration)
+        if self._known_t is not None and not self.messages and self.tells_time and chunk.t < self._known_t - 0.001:
+            self._say(
+                f"the agent has windows of {self._sensor.id} up to {rfc3339(self._known_t)}, later than this recording begins "
+                f"({rfc3339(chunk.t)}): it takes that for a clock set back, and their times will overlap in its tables. A fresh database keeps "
+                "them apart\n"
+            )
         token = self._transport.publish(self._sensor.topic, payloads.encode(chunk, self._sensor.layout), qos=1)
         if token is None:
             raise self._broken()
@@ -325,6 +333,12 @@ class _Sender:
             with self._changed:
                 self._online = payload == b"online"
                 self._changed.notify_all()
+            return
+        if topic == self._state_topic:
+            state = msgspec.json.decode(payload)
+            with self._changed:
+                if state.get("window") is not None and not self.messages:
+                    self._known_t = parse_time(state["ts"])
             return
         ts = parse_time(msgspec.json.decode(payload)["ts"])
         with self._changed:

@@ -402,8 +402,12 @@ class Worker:
         for sensor in self.sensors.values():
             if sensor.fault and now >= sensor.again_at:
                 self._try_again(sensor, now)
-            if not sensor.fault and now - sensor.heard > sensor.config.silent_after_s:
+            if not sensor.fault and sensor.status != "silent" and now - sensor.heard > sensor.config.silent_after_s:
                 self._set_status(sensor, "silent")
+                if sensor.state.last is not None:
+                    # What is retained is refreshed once a minute at most: now it tells what came last.
+                    sensor.announced = float("-inf")
+                    self._hand_over(sensor, t)
             if self._may_be_behind(sensor, now):
                 continue
             state, transition = pipeline.expire(sensor.pipeline, sensor.state, t)
