@@ -161,12 +161,13 @@ def _score(a: argparse.Namespace) -> int:
 
 
 def _status(a: argparse.Namespace) -> int:
-    from edge_agent import queries, store
+    from edge_agent import queries, replay, store
 
     config = _offline_config(a)
     found, running = queries.status(config.database, list(config.sensors)), store.in_use(config.database)
     for row in found:
-        row["note"] = _note(row, config.sensors[row["sensor"]].silent_after_s if running else None)
+        sensor = config.sensors[row["sensor"]]
+        row["note"] = _note(row, sensor.silent_after_s + replay.window_s(sensor) if running else None)
     noted = {"note": 0} if any(row["note"] for row in found) else {}
     columns = _Columns(sensor=20, state=8, severity=9, since=24, shelved_until=24, ratio=9, ts=24, quality=8, **noted)
     for row in found:
@@ -181,7 +182,7 @@ def _status(a: argparse.Namespace) -> int:
 def _note(row: dict[str, Any], silent_after_s: float | None) -> str | None:
     """Why a sensor may say less than its row looks like; None where nothing stands against it.
 
-    silent_after_s : None where no agent runs, and all are silent
+    silent_after_s : with the time of a window, at whose end a state is stored; None where no agent runs, and all are silent
     """
     from edge_agent import commissioning, keeper, regimes
     from edge_agent.signals import parse_time
@@ -190,7 +191,7 @@ def _note(row: dict[str, Any], silent_after_s: float | None) -> str | None:
     if silent_after_s is not None and row["heard"] is not None:
         silent_s = time.time() - parse_time(row["heard"])
         if silent_s > silent_after_s + keeper.COMMIT_S:
-            notes.append(f"silent for {silent_s:.0f} s" if silent_s < 600.0 else f"silent since {row['heard']}")
+            notes.append(f"nothing usable for {silent_s:.0f} s" if silent_s < 600.0 else f"nothing usable since {row['heard']}")
     if row["quality_alarm"] is not None:
         notes.append("trouble: " + ", ".join(row["quality_alarm"]["reasons"]))
     if row["regime"] == regimes.UNKNOWN:

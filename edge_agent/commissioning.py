@@ -193,9 +193,8 @@ class Progress:
     end        : of the newest window, event time, s; elapsed: seconds that the windows of this phase span, but for jumps
     blocks     : (k, 1 + 2 F) count, mean and mean square about it of consecutive windows
     block      : windows a block
-    impulses   : (m, 2); own: (m,) bundle's score ÷ limit, of the windows learnt from, every `thin`-th; while verifying of the
-                 newest `EARLY`
-    learnt_own : median of `own` over the learning; None where it is not known
+    impulses   : (m, 2), of all windows, every `thin`-th; own: (m,) bundle's score ÷ limit, of those of this phase
+    newest     : (m,) the same of the newest `EARLY` verified; learnt_own: median over the learning, None where it is not known
     vectors    : (m, F) of the same, for clusters only
     offset, scale, centres : once learnt
     scores     : (n,) verified, every `stride`-th, with `labels` (n,) into `names`
@@ -217,6 +216,7 @@ class Progress:
     own: F32 = field(default_factory=_none)
     vectors: F32 = field(default_factory=_no_rows)
     thin: int = 1
+    newest: F32 = field(default_factory=_none)
     learnt_own: float | None = None
     offset: F32 = field(default_factory=_none)
     scale: F32 = field(default_factory=_none)
@@ -397,12 +397,10 @@ def _learn(c: Commissioning, seen: Seen, names: Sequence[str]) -> Commissioning:
     keep = p.n_learnt % p.thin == 0
     vector = v.mean(0)
     p = replace(
-        p,
+        _looked_at(p, seen, p.n_learnt),
         n_learnt=p.n_learnt + 1,
         blocks=_block(p, v),
         block=p.block,
-        impulses=_append(p.impulses, (seen.impulse.kurtosis, seen.impulse.peak)) if keep and seen.impulse else p.impulses,
-        own=np.append(p.own, np.float32(seen.own)).astype(np.float32) if keep and seen.own is not None else p.own,
         vectors=_append(p.vectors, vector) if keep and plan.clusters else p.vectors,
     )
     if len(p.blocks) == MAX_BLOCKS and p.blocks[-1, 0] >= p.block * len(v):
@@ -425,7 +423,8 @@ def _learn(c: Commissioning, seen: Seen, names: Sequence[str]) -> Commissioning:
     width = v.shape[-1]
     p = Progress(
         seen=p.seen, bad=p.bad, n_learnt=p.n_learnt, end=seen.end, offset=offset, scale=scale, centres=centres,
-        learnt_own=float(np.median(p.own)) if p.own.size else None, residual=np.zeros((2, width), np.float32),
+        impulses=p.impulses, thin=p.thin, learnt_own=float(np.median(p.own)) if p.own.size else None,
+        residual=np.zeros((2, width), np.float32),
     )  # fmt: skip
     return replace(c, phase=VERIFYING, percent=40, reason="verifying the normals on later windows", going=p)
 
@@ -438,11 +437,10 @@ def _verify(c: Commissioning, seen: Seen, bundle: str) -> Commissioning:
     if plan.clusters:
         regime = regimes.nearest(p.centres, p.normalise(seen.vectors).mean(0))
     p = _with_range(p, regime, seen.value)
-    p = replace(
-        p,
-        own=p.own if seen.own is None else np.append(p.own, np.float32(seen.own))[-EARLY:],
-        impulses=p.impulses if seen.impulse is None else _append(p.impulses, (seen.impulse.kurtosis, seen.impulse.peak))[-EARLY:],
-    )
+    p = _looked_at(_thinned(p), seen, p.n_verified)
+    # A regime that was learnt may be louder than another by more than a fault makes it.
+    if seen.own is not None and not plan.regimes and not plan.clusters:
+        p = replace(p, newest=np.append(p.newest, np.float32(seen.own))[-EARLY:])
     if p.n_verified % p.stride == 0:
         p = replace(
             p,
@@ -525,10 +523,12 @@ def _bad(p: Progress, healthy: bool) -> str | None:
                 f"the bundle's own score is {ratio:.1f} times its limit (median; at most {most:g}): a damaged machine, "
                 f"or one of a kind that the bundle does not know{'' if healthy else '; ' + _VOUCH}"
             )
-        if p.learnt_own is not None and ratio > max(MOST_RATIO, MOST_GROWN * p.learnt_own):
+    if p.newest.size == EARLY and p.learnt_own is not None:
+        now = float(np.median(p.newest))
+        if now > max(MOST_RATIO, MOST_GROWN * p.learnt_own):
             return (
-                f"the bundle's own score has grown to {ratio / max(p.learnt_own, 1e-9):.1f} times what it was while the normals were learnt (median of the "
-                f"last {p.own.size} windows; at most {MOST_GROWN:g}): find out what has changed at the machine"
+                f"the bundle's own score has grown to {now / max(p.learnt_own, 1e-9):.1f} times what it was while the normals were learnt (median of "
+                f"{EARLY} windows; at most {MOST_GROWN:g}): find out what has changed at the machine"
             )
     if len(p.impulses):
         kurtosis, peak = (float(m) for m in np.median(p.impulses, 0))
@@ -615,6 +615,18 @@ def _joined(blocks: F32) -> F32:
 def _append(rows: F32, row: Any) -> F32:
     new = np.asarray(row, np.float32)[None]
     return new if not rows.size else np.concatenate([rows, new])
+
+
+def _looked_at(p: Progress, seen: Seen, n: int) -> Progress:
+    """The n-th window's impulses and bundle's score noted, where it is one of those that are kept."""
+    if n % p.thin:
+        return p
+    impulse, own = seen.impulse, seen.own
+    return replace(
+        p,
+        impulses=p.impulses if impulse is None else _append(p.impulses, (impulse.kurtosis, impulse.peak)),
+        own=p.own if own is None else np.append(p.own, np.float32(own)).astype(np.float32),
+    )
 
 
 def _thinned(p: Progress) -> Progress:

@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 
 #: Longest time a clean stop may take to work off what waits.
 DRAIN_S = 8.0
-#: The network thread waits so long at most for room in a queue: well below the keep-alive of the connection.
-ROOM_S = 5.0
+#: The network thread waits so long at most for room in a sensor's queue: at a time, well below the keep-alive of the connection, and in
+#: all after a connect. A backlog is worked off by then or nearly; a flood never is, and must not hold up others and commands.
+ROOM_S, ROOM_ALL_S = 5.0, 10.0
 #: What a reload looks back on.
 WHAT_IF_S = 30 * 86400.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -76,6 +77,7 @@ class Daemon:
         self._reload: list[Callable[[bool, str], None]] = []
         self._health_due = False
         self._behind_since: float | None = None  # monotonic, of the connection whose backlog still comes
+        self._waited: dict[str, float] = {}  # s that this connection was held up by each sensor
         self._transport: Transport
         self._keeper: Keeper
         self._claim: IO[bytes]
@@ -122,7 +124,8 @@ class Daemon:
         self._transport = transport
         now, t = self._monotonic(), self._clock()
         sensors = [recall(database, config.sensors[name], built, t, now) for name, built in self._pipelines.items()]
-        disabled = () if database is None else tuple(name for name in database.sensors() if name not in config.sensors)
+        there = {*config.sensors, *self._refused}
+        disabled = () if database is None else tuple(name for name in database.sensors() if name not in there)
         if database is not None and begun.store is None:
             database.close()
         states = {sensor.config.id: sensor.state for sensor in sensors}
@@ -278,13 +281,16 @@ class Daemon:
                 self._enqueue(sensor, payload, catching_up)
 
     def _enqueue(self, sensor: str, payload: bytes, catching_up: bool) -> None:
-        if catching_up:
-            self.inbox.wait_for_room(sensor, ROOM_S)
+        left_s = ROOM_ALL_S - self._waited.get(sensor, 0.0)
+        if catching_up and left_s > 0.0:
+            began = self._monotonic()
+            self.inbox.wait_for_room(sensor, min(ROOM_S, left_s))
+            self._waited[sensor] = self._waited.get(sensor, 0.0) + self._monotonic() - began
         if evicted := self.inbox.put(sensor, payload, self._clock()):
             self.worker.dropped(sensor, "overflow", "messages come faster than they can be scored; the oldest go", evicted)
 
     def _on_connected(self) -> None:
-        self._behind_since = self._monotonic()
+        self._behind_since, self._waited = self._monotonic(), {}
         self._transport.publish(f"{self._base}/info", self._info(), qos=1, retain=True)
         for name in self._refused:
             self._transport.publish(f"{self._base}/s/{name}/status", b"fault", qos=1, retain=True)

@@ -85,6 +85,7 @@ class Inbox:
             self._queues = {name: self._queues.get(name) or _Queue() for name in sensors}
             self._share = min(self._max_bytes, ALL_BYTES // max(1, len(self._queues)))
             self._turn = deque(name for name in self._turn if name in self._queues)
+            self._freed.notify_all()
 
     def put(self, sensor: str, payload: bytes, received: float) -> int:
         """Enqueue; returns how many older messages of this sensor had to go."""

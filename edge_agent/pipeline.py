@@ -525,11 +525,12 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
         state = replace(state, history=fresh.history, history_end=None)
     if not windowing.fits(state.windower, pipeline.window):
         state = replace(state, windower=windowing.without_tail(state.windower))
-    learnt = state.commissioning.baseline
-    if (learnt is not None and learnt.bundle != pipeline.identity.sha256) or not _scales_fit(state, fresh):
+    learnt, other = state.commissioning.baseline, state.bundle not in ("", pipeline.identity.sha256)
+    foreign = (learnt is not None and learnt.bundle != pipeline.identity.sha256) or (other and state.commissioning.active)
+    if foreign or not _scales_fit(state, fresh):
         # Scores of another network: neither the limit nor the votes mean anything here.
         state = _changed(state, commissioning.forget(state.commissioning, "the bundle has changed: commission again"))
-    if state.bundle not in ("", pipeline.identity.sha256):
+    if other:
         # Its features may be standardised otherwise: neither they nor the votes of its scores are mixed with new ones.
         alarm = replace(state.alarm, ratios=(), raise_since=None, return_since=None)
         return replace(state, history=fresh.history, history_end=None, alarm=alarm, drift=Drift())
@@ -537,7 +538,7 @@ def load(pipeline: Pipeline, blob: bytes) -> PipelineState | None:
     if last is not None and last.threshold is not None and state.commissioning.acting is None and last.threshold != limit:
         # The configuration has another limit now: the votes are what they would have been under it.
         ratios = tuple(ratio * last.threshold / limit for ratio in state.alarm.ratios)
-        state = replace(state, alarm=replace(state.alarm, ratios=ratios))
+        state = replace(state, alarm=replace(state.alarm, ratios=ratios, raise_since=None, return_since=None))
     return replace(state, bundle=pipeline.identity.sha256)
 
 
@@ -549,7 +550,9 @@ def exchanged(pipeline: Pipeline, state: PipelineState, t: float) -> tuple[Pipel
     text = f"{own.bundle} {own.version} scores from now on; votes and drift begin anew"
     if c.phase == commissioning.REFUSED and c.baseline is None:
         text += f", and nothing of what was learnt acts: {c.reason}"
-    return _notice(pipeline, replace(state, bundle=own.sha256), t, "bundle", text)
+    # Where in the rows the other one begins: its windows may have another length, so their start does not tell.
+    last = {} if state.last is None else {"after": rfc3339(state.last.end)}
+    return _notice(pipeline, replace(state, bundle=own.sha256), t, "bundle", text, **last)
 
 
 def load_alarm(blob: bytes) -> Alarm | None:

@@ -119,7 +119,7 @@ class _Sender:
         )
         self._lost = False
         self._unscored: deque[float] = deque()  # end of each message sent and not yet known as scored
-        self._window_s = _window_s(sensor)
+        self._window_s = window_s(sensor)
         self.apart_s = max(APART_S, APART * self._window_s)
         trial = Chunk(np.zeros((sensor.layout.n_channels, 1), np.float32), 1.0, sensor.fs_hz, 0, sensor.id)
         #: Whether this payload format carries times.
@@ -378,7 +378,7 @@ def _untimed_s(recordings: Iterator[Recording], apart_s: float) -> float:
     return max(0.0, total - apart_s)
 
 
-def _window_s(sensor: SensorConfig) -> float:
+def window_s(sensor: SensorConfig) -> float:
     """Seconds from one score to the next at most: the window and its hop."""
     try:
         spec = bundles.read_manifest(installed.model_of(sensor)).features

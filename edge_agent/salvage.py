@@ -343,6 +343,7 @@ def _sound(table: str, row: _Row) -> bool:
     try:
         if table == "pipeline_state":
             packing.unpack(row[2])
+            parse_time(row[1])
             return isinstance(row[0], str) and isinstance(row[2], bytes)
         if table == "verdicts":
             return row[3] in ("true", "false") and all(isinstance(row[i], str) for i in (1, 2, 6))

@@ -318,7 +318,7 @@ class Store:
         """Receipt time in s at which that state was stored."""
         with _errors(self.path, "read"):
             row = self._db.execute("SELECT ts FROM pipeline_state WHERE sensor = ?", (sensor,)).fetchone()
-        return None if row is None or row[0] is None else parse_time(row[0])
+        return None if row is None else _time(row[0])
 
     def alarm_of(self, sensor: str) -> Alarm | None:
         """What the table alarm_state knows of the sensor's alarm (no votes: those are in the state)."""
@@ -335,8 +335,8 @@ class Store:
             severity=severity,
             condition=state in (UNACK, ACKED),
             alarm_id=alarm_id,
-            since=None if since is None else parse_time(since),
-            shelved_until=None if shelved_until is None else parse_time(shelved_until),
+            since=_time(since),
+            shelved_until=_time(shelved_until),
             acked_by=acked_by,
             ack_why=ack_why,
         )
@@ -458,7 +458,11 @@ class Store:
                 for sensor, said in spoken.items()
                 for ts in sorted({said.last, said.greatest})
             )
-            return self._roll_up("size", limits) or self._delete("scores_minute", "(sensor, minute)", "1 ORDER BY minute", ())
+            return (
+                self._roll_up("size", limits)
+                or self._roll_up_again({sensor: min(now, parse_time(said.last)) - KEPT_S for sensor, said in spoken.items()})
+                or self._delete("scores_minute", "(sensor, minute)", "1 ORDER BY minute", ())
+            )
 
     def trim(self) -> int:
         """Delete the oldest scores, a slice of them, minutes before single rows; returns how many."""
@@ -626,15 +630,32 @@ class Store:
             f" ORDER BY ts LIMIT {PRUNE_SLICE}",
             (name, going.at),
         ).fetchall()
-        if old:
-            with self._transaction() as db:
-                db.execute("CREATE TEMP TABLE IF NOT EXISTS old(id INTEGER PRIMARY KEY)")
-                db.execute("DELETE FROM old")
-                db.executemany("INSERT INTO old VALUES (?)", [(row_id,) for row_id, _ in old])
-                db.execute(_ROLL_UP)
-                db.execute("DELETE FROM scores WHERE id IN (SELECT id FROM old)")
+        self._fold([row_id for row_id, _ in old])
         self._passes[name] = replace(going, at=old[-1][1] if len(old) == PRUNE_SLICE else None)
         return len(old)
+
+    def _roll_up_again(self, limits: dict[str, float]) -> int:
+        """Roll up a slice of the rows that are old by their time alone, the first written first: where a sensor's times come again and
+        again (a recording replayed, a plant whose clock begins anew), ids never tell, and the size must be kept all the same."""
+        for sensor, t in limits.items():
+            old = self._db.execute(
+                f"SELECT id FROM scores WHERE sensor = ? AND ts < ? ORDER BY id LIMIT {PRUNE_SLICE}", (sensor, _text(t))
+            ).fetchall()
+            if old:
+                self._fold([row_id for (row_id,) in old])
+                return len(old)
+        return 0
+
+    def _fold(self, ids: Sequence[int]) -> None:
+        """These rows into their minutes, in one transaction."""
+        if not ids:
+            return
+        with self._transaction() as db:
+            db.execute("CREATE TEMP TABLE IF NOT EXISTS old(id INTEGER PRIMARY KEY)")
+            db.execute("DELETE FROM old")
+            db.executemany("INSERT INTO old VALUES (?)", [(row_id,) for row_id in ids])
+            db.execute(_ROLL_UP)
+            db.execute("DELETE FROM scores WHERE id IN (SELECT id FROM old)")
 
     def _delete(self, table: str, key: str, where: str, values: tuple[str | int, ...]) -> int:
         columns = key.strip("()")
@@ -731,6 +752,14 @@ class Store:
                 " ON CONFLICT(sensor) DO UPDATE SET ts = excluded.ts, state = excluded.state",
                 (sensor, rfc3339(record.t), record.state),
             )
+
+
+def _time(text: str | None) -> float | None:
+    """The time (s) in a column that the file may have damaged; None where there is none."""
+    try:
+        return None if text is None else parse_time(text)
+    except ValueError:
+        return None
 
 
 def _text(t: float) -> str:

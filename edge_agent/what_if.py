@@ -272,7 +272,8 @@ def _acting(db: Database, sensor: str) -> tuple[list[tuple[int, bool]], int]:
         event = msgspec.json.decode(payload)
         notice = event["notice"]
         if notice["kind"] == "bundle":
-            baselines, active, was, former = [], False, None, _last_row(db, sensor, event)
+            end = None if "after" not in notice else parse_time(notice["after"])
+            baselines, active, was, former = [], False, None, _last_row(db, sensor, event, end)
             out.append((former, False))
             continue
         if notice["kind"] != "commissioning":
@@ -291,12 +292,15 @@ def _acting(db: Database, sensor: str) -> tuple[list[tuple[int, bool]], int]:
     return out, former
 
 
-def _last_row(db: Database, sensor: str, event: Mapping[str, Any]) -> int:
-    """Id of the last window that was judged before it: events of people stand between two windows."""
+def _last_row(db: Database, sensor: str, event: Mapping[str, Any], end: float | None = None) -> int:
+    """Id of the last window that was judged before it: events of people stand between two windows.
+
+    end : of that window, s, where the event tells it; None: reckoned from its start
+    """
     window, where = event.get("window"), "SELECT max(id) FROM scores WHERE sensor = ?"
     query, values = f"{where} AND ts <= ?", [sensor, event["ts"]]
     if window is not None:
-        end = parse_time(window["start"]) + window["n"] / window["fs_hz"]
+        end = parse_time(window["start"]) + window["n"] / window["fs_hz"] if end is None else end
         query = f"{where} AND ts BETWEEN ? AND ? AND start = ?"
         values = [sensor, rfc3339(end - 0.002), rfc3339(end + 0.002), window["start"]]
     row: tuple[int | None] = db.conn.execute(query, values).fetchone()

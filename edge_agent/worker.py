@@ -388,6 +388,8 @@ class Worker:
         for sensor in self.sensors.values():
             sensor.state = pipeline.clock_set(sensor.state, by, sensor.kept)
             self._hand_over(sensor, self._clock())
+        for out in filter(None, self._disabled.values()):
+            out.state = pipeline.clock_set(out.state, by, out.kept)
         for shadow in self.shadows.values():
             shadow.state = pipeline.clock_set(shadow.state, by)
 
@@ -594,10 +596,13 @@ class Worker:
     def _tell_exchange(self, sensor: Sensor) -> None:
         """A notice where another bundle scores now than did before."""
         t = self._clock()
-        sensor.state, transition = pipeline.exchanged(sensor.pipeline, sensor.state, t)
-        if transition is not None:
-            # With the last window of the former one, which is where a replay of the rows has to change over.
-            self._hand_over(sensor, t, events=(self._event(sensor, transition, sensor.state.last),))
+        try:
+            sensor.state, transition = pipeline.exchanged(sensor.pipeline, sensor.state, t)
+            if transition is not None:
+                # With the last window of the former one, which is where a replay of the rows has to change over.
+                self._hand_over(sensor, t, events=(self._event(sensor, transition, sensor.state.last),))
+        except Exception as error:  # noqa: BLE001 - a bug here must not stop the other sensors
+            self._quarantine(sensor, error)
 
     def _topic(self, sensor: str, what: str) -> str:
         return f"{self._base}/s/{sensor}/{what}"

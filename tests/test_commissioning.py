@@ -508,3 +508,42 @@ def test_a_clock_that_jumps_is_no_time_that_was_learnt_from(rms) -> None:
     assert percents == sorted(percents)
     assert 0 <= percents[-1] < 10
     assert state.commissioning.progress.elapsed == pytest.approx(3600.0 + 400 * 0.256, rel=0.01)
+
+
+@pytest.mark.parametrize("kurtosis", [3.4, 3.6])
+def test_a_rough_healthy_machine_is_armed(kurtosis: float) -> None:
+    """Median kurtosis a little below what is refused beside a line of the blades, wandering: looked at hundreds of times, it must not be refused by
+    the chance of one look. Of ten such machines at most one is."""
+
+    def phase(seed: int) -> str:
+        rng, level = np.random.default_rng(seed), 0.0
+        c = commissioning.start(commissioning.Commissioning(), Plan())
+        for i in range(30_000):
+            level = 0.9 * level + math.sqrt(1 - 0.81) * float(rng.standard_normal())
+            v = (2.0 + 0.5 * rng.standard_normal((1, F))).astype(np.float32)
+            z = c.progress.normalise(v)[0]
+            of = {"score": float(np.square(z).mean()), "residual": np.square(z)} if c.phase == VERIFYING else {}
+            impulse = commissioning.Impulse(kurtosis + 0.2 * level + 0.2 * float(rng.standard_normal()), 9.0)
+            c = commissioning.take(c, Seen(10.0 * i, 10.0 * i + 1.0, v, own=0.5, impulse=impulse, **of), "b")
+            if not c.active:
+                break
+        return c.phase
+
+    assert sum(phase(seed) == ARMED for seed in range(10)) >= 9
+
+
+def test_a_louder_regime_is_no_growth() -> None:
+    """Vouched for, learnt at idle and at full load, of which the bundle's score makes three times as much: armed, with a limit each."""
+    rng, c = np.random.default_rng(0), commissioning.start(commissioning.Commissioning(), Plan(regimes=True, healthy=True))
+    for i in range(6000):
+        full = (i // 150) % 2 == 1
+        v = (2.0 + 0.5 * rng.standard_normal((1, F))).astype(np.float32)
+        z = c.progress.normalise(v)[0]
+        of = {"score": float(np.square(z).mean()), "residual": np.square(z)} if c.phase == VERIFYING else {}
+        seen = Seen(10.0 * i, 10.0 * i + 1.0, v, own=3.5 if full else 1.1, regime="full" if full else "idle", value=float(full), **of)
+        c = commissioning.take(c, seen, "b")
+        if not c.active:
+            break
+    assert c.phase == ARMED, c.reason
+    assert c.baseline is not None
+    assert {limit.name for limit in c.baseline.limits} == {"idle", "full"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agents import Agent, message, write_plant
@@ -149,3 +151,33 @@ def test_a_backlog_waits_at_the_broker_until_it_can_be_scored(tmp_path: Path, br
         until(lambda: agent.daemon.worker.sensors["a"].windows == 1500, what="every window")
         assert agent.daemon._tally.counts() == {}
     assert agent.rows("SELECT seq FROM scores ORDER BY id") == [(i,) for i in range(1500)]
+
+
+def test_a_flood_after_a_connect_holds_the_others_up_for_moments_only(
+    tmp_path: Path, broker: Broker, listen: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sensor sends more than can be scored from the start on: once it has held up the connection for its time, it overflows, and the other
+    one and a command come through."""
+    from edge_agent import daemon, pipeline
+
+    monkeypatch.setattr(daemon, "ROOM_ALL_S", 0.5)
+    step = pipeline.step
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.02)
+        return step(*args)
+
+    monkeypatch.setattr(pipeline, "step", slow)
+    path = write_plant(tmp_path, broker.port, {"flood": {}, "calm": {}})
+    ear = listen("edge/#")
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.listening)
+        for seq in range(600):
+            ear.publish("plant/flood", message(seq))
+        ear.publish("plant/calm", message(0))
+        ear.publish("edge/t/cmd/shelve", {"request_id": 1, "sensor": "calm", "for_s": 60})
+        until(lambda: ear.on("edge/t/cmd/shelve/result"), what="the answer")
+        ear.wait("edge/t/s/calm/score")
+        assert agent.daemon.worker.sensors["flood"].windows < 400
+        assert agent.daemon._waited["flood"] >= 0.5
+        until(lambda: agent.daemon._tally.counts().get("flood", {}).get("overflow"), what="the count")

@@ -119,8 +119,12 @@ def test_a_sensor_whose_bundle_is_mended_keeps_its_alarm(tmp_path: Path, broker:
     pipelines, problems = usable(config)
     assert problems
     daemon = Daemon(config, pipelines, reloader=lambda: (load(path), assemble(load(path))))
+    ear.messages.clear()
     daemon.start()
     until(lambda: daemon._transport.listening)
+    until(lambda: ear.on("edge/t/s/a/state"), what="what is told on a connect")
+    time.sleep(0.5)
+    assert ear.on("edge/t/s/b/status") == [b"fault"]
     manifest.write_text(good)
     said: list[tuple[bool, str]] = []
     daemon.request_reload(lambda ok, text: said.append((ok, text)))
@@ -147,6 +151,41 @@ def test_a_damaged_state_costs_the_votes_and_not_the_alarm(tmp_path: Path, broke
         alarm = agent.daemon.worker.sensors["a"].state.alarm
         assert (alarm.state, alarm.alarm_id) == before
     assert rows(tmp_path / "agent.db", "SELECT state, alarm_id FROM alarm_state") == [before]
+
+
+def test_a_damaged_time_keeps_no_agent_from_starting(tmp_path: Path, broker: Broker, listen: Listen) -> None:
+    """Turned characters in the times of two tables: the alarm stands, as far as it is known."""
+    path, ear = write_plant(tmp_path, broker.port, {"a": LATCHING}), listen("edge/#")
+    with Agent(path) as agent:
+        before = latch(ear, agent, "a")
+    with sqlite3.connect(tmp_path / "agent.db") as db:
+        db.execute("UPDATE pipeline_state SET ts = '2026-11-27T\x03garbage'")
+        db.execute("UPDATE alarm_state SET since = 'x'")
+    db.close()
+    with Agent(path) as agent:
+        alarm = agent.daemon.worker.sensors["a"].state.alarm
+        assert (alarm.state, alarm.alarm_id) == before
+
+
+def test_another_bundle_ends_a_commissioning_on_its_way(tmp_path: Path, broker: Broker, listen: Listen) -> None:
+    """Learning of 20 windows, then a bundle of other features by reload: the sensor runs on, and the notice says that nothing is learnt."""
+    make_indicator_bundle(tmp_path / "two", fs_hz=FS_HZ, n_samples=N, feature="peak", seed=2)
+    path, ear = write_plant(tmp_path, broker.port), listen("edge/#")
+    with Agent(path) as agent:
+        until(lambda: agent.daemon._transport.listening)
+        ear.publish("edge/t/cmd/commission", {"request_id": 1, "sensor": "a"})
+        for seq in range(20):
+            ear.publish("plant/a", message(seq))
+        ear.wait("edge/t/s/a/score", 20)
+        write_plant(tmp_path, broker.port, {"a": {"model": "two"}})
+        reload(agent)
+        for seq in range(20, 26):
+            ear.publish("plant/a", message(seq))
+        ear.wait("edge/t/s/a/score", 26)
+        assert agent.daemon.worker.sensors["a"].state.commissioning.phase == "refused"
+        assert not agent.daemon.worker.sensors["a"].fault
+        notices = [e["notice"]["text"] for e in ear.json("edge/t/s/a/event") if e["type"] == "notice"]
+    assert "commission again" in notices[-1]
 
 
 def test_another_bundle_is_told_and_an_alarm_stays(tmp_path: Path, broker: Broker, listen: Listen) -> None:
@@ -208,7 +247,7 @@ def test_status_says_why_a_quiet_row_is_not_well(
             for sensor in "abc":
                 ear.publish(f"plant/{sensor}", message(seq))
         ear.wait("edge/t/s/c/score", 20)
-        until(lambda: (shown()[0]["a"] or "").startswith("silent for "), what="the silence")
+        until(lambda: (shown()[0]["a"] or "").startswith("nothing usable for "), what="the silence")
         told, err = shown()
         assert told["b"] is None
         assert told["c"] == "learning 20 %"
@@ -216,7 +255,7 @@ def test_status_says_why_a_quiet_row_is_not_well(
         assert main(["status", "-c", str(path)]) == 0
         head, first, *_ = capsys.readouterr().out.splitlines()
         assert head.split()[-1] == "note"
-        assert "silent for" in first
+        assert "nothing usable for" in first
         assert main(["reload", "-c", str(path)]) == 0
         assert "changed: none" in capsys.readouterr().out
         path.write_text(path.read_text().replace("silent_after_s", "silent_after"))

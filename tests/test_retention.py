@@ -271,3 +271,18 @@ def test_every_earlier_version_becomes_the_present_one(path: Path, tmp_path: Pat
         assert rows(old, shape) == rows(path, shape)
         assert {name: rows(old, f"PRAGMA table_info({name})") for name in columns} == columns
         assert rows(old, "SELECT seq FROM scores ORDER BY id") == [(7,), (8,)]
+
+
+def test_size_is_kept_though_times_come_again_and_again(tmp_path: Path) -> None:
+    """A recording of 40 days replayed four times to one sensor: the database stays within its size."""
+    store = Store.open(tmp_path / "agent.db")
+    begun, now, n = 1.07e9, 1.795e9, 20_000
+    step = 40 * 86400.0 / n
+    for run in range(4):
+        for first in range(0, n, 2000):
+            rows = tuple(Measured(i, begun + i * step, begun + (i + 1) * step, 1.0, 2.0, 0.5) for i in range(first, first + 2000))
+            store.write([Record("a", rows, (), Alarm(), b"x", now)])
+        while store.prune_slice(now + run * 3600.0, 35.0, 2_000_000):
+            pass
+        assert store._used_bytes() <= 2_000_000
+    store.close()
