@@ -279,26 +279,17 @@ def test_a_score_that_is_no_number_is_a_bug_not_a_vote():
         alarms.step(replace(Alarm(), ratios=(1.0,)), AlarmPolicy(), float("nan"), 1.0, KEY)
 
 
-def test_a_delay_goes_on_though_the_sensors_clock_goes_back() -> None:
+@pytest.mark.parametrize(("back_at", "new"), [(5, 11), (24, 8)])
+def test_a_delay_goes_on_though_the_sensors_clock_goes_back(back_at: int, new: int) -> None:
     """A sensor that restarts in 1970 while a delay runs: the alarm comes, and ends, after the delay from then on; the fast twin agrees."""
     policy = AlarmPolicy(on_delay_s=60.0, off_delay_s=60.0)
-    t = [*(1.79e9 + 10.0 * np.arange(5)), *(60.0 + 10.0 * np.arange(30))]
-    ratios = [*[2.0] * 20, *[0.2] * 15]
-    alarm, told = Alarm(), []
-    for i, (ratio, at) in enumerate(zip(ratios, t, strict=True)):
-        alarm, transition = alarms.step(alarm, policy, ratio, float(at), "t/a")
-        if transition is not None:
-            told.append((i, transition.type))
-    assert told == [(11, "new"), (30, "end")]
+    t = np.concatenate([1.79e9 + 10.0 * np.arange(back_at), 60.0 + 10.0 * np.arange(35 - back_at)])
+    ratios, alarm, told = [*[2.0] * 20, *[0.2] * 15], Alarm(), []
+    for i, (ratio, at) in enumerate(zip(ratios, t.tolist(), strict=True)):
+        alarm, transition = alarms.step(alarm, policy, ratio, at, "t/a")
+        told += [] if transition is None else [(i, transition.type)]
+    assert told == [(new, "new"), (30, "end")]
     assert [(i, tr.type) for i, tr in episodes.replay(ratios, t, policy, "t/a")] == told
-    back = [*(1.79e9 + 10.0 * np.arange(24)), *(60.0 + 10.0 * np.arange(11))]
-    alarm, told = Alarm(), []
-    for i, (ratio, at) in enumerate(zip(ratios, back, strict=True)):
-        alarm, transition = alarms.step(alarm, policy, ratio, float(at), "t/a")
-        if transition is not None:
-            told.append((i, transition.type))
-    assert told == [(8, "new"), (30, "end")]
-    assert [(i, tr.type) for i, tr in episodes.replay(ratios, back, policy, "t/a")] == told
 
 
 @pytest.mark.parametrize("more", [{"latching": True}, {"require_ack": True}])
