@@ -323,10 +323,16 @@ class Daemon:
         """Have the worker run these from now on; (whether it does, what is to be said)."""
         old, before = self.config, self._pipelines
         fixed = all(getattr(old, what) == getattr(config, what) for what in ("agent_id", "mqtt", "database", "metrics"))
+        try:
+            recalled = self._recalled(config, pipelines)
+        except StoreError as error:
+            # Begun anew, a sensor's alarm on record would be written over.
+            log.error("reload refused, the old configuration goes on: %s", error)
+            return False, f"refused, the old configuration goes on: {error}; reload again once the database can be read"
         # Both old and new sensors are known while the worker changes over.
         self.inbox.watch([*old.sensors, *config.sensors])
         said: list[str] = []
-        beside, recalled = _shadows(config), self._recalled(config, pipelines)
+        beside = _shadows(config)
 
         def take_over() -> None:
             changes = self.worker.replace_sensors(config.sensors, pipelines, recalled)
@@ -356,16 +362,14 @@ class Daemon:
         return True, outcome
 
     def _recalled(self, config: Config, pipelines: dict[str, Pipeline]) -> dict[str, Sensor]:
-        """Sensors that do not run yet, as they stand on record: one whose bundle was mended, or that was there some time ago."""
+        """Sensors that do not run yet, as they stand on record: one whose bundle was mended, or that was there some time ago. Raises
+        StoreError where the record cannot be read."""
         names = [name for name in pipelines if name not in self.worker.sensors]
         # A connection of its own: the store thread's is not ours.
         database = salvage.peek(self.config.database, live=True) if names else None
         t, now = self._clock(), self._monotonic()
         try:
             return {name: recall(database, config.sensors[name], pipelines[name], t, now) for name in names}
-        except StoreError as error:
-            log.error("%s; the sensors that are new begin anew", error)
-            return {}
         finally:
             if database is not None:
                 database.close()

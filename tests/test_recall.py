@@ -17,6 +17,7 @@ from test_clock import Clock
 from edge_agent.assemble import assemble, load, usable
 from edge_agent.cli import main
 from edge_agent.daemon import Daemon
+from edge_agent.errors import StoreError
 
 Listen = Callable[..., Listener]
 NOW = 1.8e9
@@ -288,3 +289,23 @@ def test_a_new_threshold_beside_a_commissioned_limit_is_said_to_wait(
         reload(agent)
         assert agent.daemon.worker.sensors["a"].state.commissioning.acting is not None
     assert caplog.text.count("its commissioned limit acts on") == 1
+
+
+def test_a_record_that_cannot_be_read_refuses_the_reload(
+    tmp_path: Path, broker: Broker, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sensor is not begun anew over an alarm that may stand on record: the old configuration goes on, with the reason."""
+    path, _ = write_plant(tmp_path, broker.port, {"a": {}}), listen("edge/#")
+
+    def unreadable(*_: object) -> None:
+        raise StoreError("agent.db: cannot be read (disk I/O error)")
+
+    with Agent(path) as agent:
+        monkeypatch.setattr("edge_agent.daemon.recall", unreadable)
+        write_plant(tmp_path, broker.port, {"a": {}, "b": {}})
+        said: list[tuple[bool, str]] = []
+        agent.daemon.request_reload(lambda ok, text: said.append((ok, text)))
+        ok, text = until(lambda: said, what="the answer")[0]
+        assert not ok
+        assert "the old configuration goes on: agent.db: cannot be read" in text
+        assert list(agent.daemon.worker.sensors) == ["a"]
